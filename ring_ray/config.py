@@ -1,0 +1,241 @@
+"""The schema of a run: every key that `conf/` may set, its default, its meaning and its limits.
+
+Plain dataclasses, no Hydra: `compose.py` turns composed YAML into a `RunConfig`, and a test or a notebook can build one
+by hand. Values are checked where they are defined, so a bad one is refused before anything starts.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Device: TypeAlias = Literal["cpu", "cuda"]
+
+
+class ConfigError(ValueError):
+    """A value that the run can't work with. The message names the key, the value and what would be right."""
+
+
+def require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}={value!r}: {expected}")
+
+
+def require_one_of(choices: tuple[str, ...], key: str, value: str) -> None:
+    require(value in choices, key, value, f"must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """What is trained."""
+
+    path: str | None = None  # Hugging Face model directory or hub name; null makes the tiny MoE of the quickstart
+    dtype: str = "float32"  # float32 or bfloat16
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        require_one_of(("float32", "bfloat16"), "model.dtype", self.dtype)
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where prompts come from."""
+
+    source: str = "sums"  # "sums" (reasoning-gym, by seed) or "jsonl" (any local JSONL or parquet file)
+    path: str | None = None  # the file, for source=jsonl; columns prompt, answer, and optionally domain, verifier
+    eval_path: str | None = None  # held-out file; null holds out eval_fraction of path
+    eval_fraction: float = 0.125  # share of the distinct prompts that is never trained on
+    max_digits: int = 2  # digits of each operand, for source=sums
+    size: int = 20000  # draws, for source=sums; equal ones count once, held-out ones are among them
+    domain: str = "math"  # for rows that name none
+    verifier: str = "math"  # for rows that name none: an entry of the verifier registry
+
+    def __post_init__(self) -> None:
+        require_one_of(("sums", "jsonl"), "data.source", self.source)
+        require(
+            self.source != "jsonl" or self.path is not None, "data.path", self.path, "data=jsonl needs data.path=FILE"
+        )
+        require(0 < self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "must be between 0 and 1")
+        require(1 <= self.max_digits <= 6, "data.max_digits", self.max_digits, "must be from 1 to 6")
+        require(self.size >= 2, "data.size", self.size, "must be at least 2")
+
+
+@dataclass(kw_only=True, slots=True)
+class AlgoConfig:
+    """C3PO and its baselines, as data (C3PO.md, One step)."""
+
+    name: str = "c3po"
+    objective: str = "clip"  # "clip": clipped policy gradient; "likelihood": supervised, what the cold start uses
+    token_budget: int = 8192  # Φ: response tokens that carry loss in one optimizer step, over all ranks
+    selection: str = "tokens"  # "tokens": fill the budget; "groups": groups_per_step whole groups
+    groups_per_step: int = 0  # for selection=groups
+    cutoff: str = "token"  # "token": cut the last response at Φ; "response": keep it whole
+    carry: bool = True  # keep what was not reached for the next step; false drops it
+    aggregation: str = "budget"  # token weight: "budget" 1/Φ, "response" 1/(responses x own length)
+    group_size: int = 8  # K
+    clip_range: float = 0.2  # ε
+    kl_coefficient: float = 0.0  # β; above 0 a reference policy is spawned
+    entropy_coefficient: float = 5e-4  # α_ent
+    balance_coefficient: float = 1e-5  # α_bal
+    z_coefficient: float = 1e-7  # α_z
+    advantage_epsilon: float = 1e-6
+    filter_zero_advantage: bool = False  # leave out groups whose responses all earned the same
+    max_staleness: int = 2  # policy versions between sampling and training; older tokens are evicted
+
+    def __post_init__(self) -> None:
+        require(self.token_budget > 0, "algo.token_budget", self.token_budget, "must be at least 1 token")
+        require_one_of(("clip", "likelihood"), "algo.objective", self.objective)
+        require_one_of(("tokens", "groups"), "algo.selection", self.selection)
+        require(
+            self.selection != "groups" or self.groups_per_step > 0,
+            "algo.groups_per_step",
+            self.groups_per_step,
+            "must be at least 1 where algo.selection=groups",
+        )
+        require_one_of(("token", "response"), "algo.cutoff", self.cutoff)
+        require_one_of(("budget", "response"), "algo.aggregation", self.aggregation)
+        require(
+            self.group_size >= 2, "algo.group_size", self.group_size, "advantages need at least 2 responses a prompt"
+        )
+        require(0 < self.clip_range < 1, "algo.clip_range", self.clip_range, "must be between 0 and 1")
+        require(self.max_staleness >= 0, "algo.max_staleness", self.max_staleness, "must not be negative")
+        for key in ("kl_coefficient", "entropy_coefficient", "balance_coefficient", "z_coefficient"):
+            require(getattr(self, key) >= 0, f"algo.{key}", getattr(self, key), "must not be negative")
+
+
+@dataclass(kw_only=True, slots=True)
+class RolloutConfig:
+    """How responses are sampled (vLLM)."""
+
+    max_prompt_tokens: int = 64
+    max_response_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_sequences: int = 128  # that one engine decodes at a time
+    max_batched_tokens: int = 2048  # prompt and response tokens of one engine step
+    kv_cache_mib: int = 64  # on a CPU; a GPU takes gpu_memory_fraction
+    gpu_memory_fraction: float = 0.4
+
+    def __post_init__(self) -> None:
+        for key in ("max_prompt_tokens", "max_response_tokens", "max_sequences", "max_batched_tokens", "kv_cache_mib"):
+            require(getattr(self, key) > 0, f"rollout.{key}", getattr(self, key), "must be at least 1")
+        require(self.temperature > 0, "rollout.temperature", self.temperature, "must be above 0")
+        require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be in (0, 1]")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """How the policy is updated (DeepSpeed)."""
+
+    steps: int = 100
+    learning_rate: float = 1e-4
+    warmup_steps: int = 5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    zero_stage: int = 1
+    micro_batch_tokens: int = 2048  # padded tokens of one micro-batch
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "train.steps", self.steps, "must be at least 1")
+        require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "must be above 0")
+        require(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "must not be negative")
+        require(self.max_grad_norm > 0, "train.max_grad_norm", self.max_grad_norm, "must be above 0")
+        require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
+        require(self.micro_batch_tokens > 0, "train.micro_batch_tokens", self.micro_batch_tokens, "must be at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class SftConfig:
+    """The cold start: supervised steps on generated scratch-pad demonstrations, until RL has a signal."""
+
+    enabled: str = "auto"  # "auto": only for the tiny model that the run makes itself; "always", "never"
+    max_steps: int = 400
+    batch_size: int = 64  # demonstrations a step
+    learning_rate: float = 2e-3
+    target_accuracy: float = 0.3  # stop once T=1 accuracy on probe_prompts reaches this
+    probe_every: int = 5  # steps
+    probe_after: int = 80  # no probe before this step
+    probe_prompts: int = 256
+
+    def __post_init__(self) -> None:
+        require_one_of(("auto", "always", "never"), "sft.enabled", self.enabled)
+        require(0 < self.target_accuracy < 1, "sft.target_accuracy", self.target_accuracy, "must be between 0 and 1")
+        for key in ("max_steps", "batch_size", "probe_every", "probe_prompts"):
+            require(getattr(self, key) >= 1, f"sft.{key}", getattr(self, key), "must be at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluationConfig:
+    prompts: int = 512  # held-out prompts, one response each, at the rollout's temperature
+
+    def __post_init__(self) -> None:
+        require(self.prompts >= 1, "evaluation.prompts", self.prompts, "must be at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardConfig:
+    timeout_seconds: float = 5.0  # of one verdict
+
+    def __post_init__(self) -> None:
+        require(self.timeout_seconds > 0, "reward.timeout_seconds", self.timeout_seconds, "must be above 0")
+
+
+@dataclass(kw_only=True, slots=True)
+class RoleResources:
+    """Actors of one role and what each may use of the cluster; fractions share a core or a GPU."""
+
+    workers: int = 1
+    cpus: float = 0.25
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, "workers", self.workers, "must be at least 1")
+        require(self.cpus >= 0 and self.gpus >= 0, "cpus/gpus", (self.cpus, self.gpus), "must not be negative")
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where the actors run."""
+
+    name: str = "local"
+    address: str | None = None  # of a running Ray cluster; null starts one on this machine
+    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
+    overlap: bool = True  # generation goes on while the policy trains; false interrupts it
+    placement_timeout_seconds: float = 60.0
+    policy: RoleResources = field(default_factory=lambda: RoleResources(cpus=0.5))
+    reference: RoleResources = field(default_factory=RoleResources)
+    rollout: RoleResources = field(default_factory=lambda: RoleResources(cpus=0.5))
+    reward: RoleResources = field(default_factory=RoleResources)
+    buffer: RoleResources = field(default_factory=RoleResources)
+
+    def __post_init__(self) -> None:
+        require_one_of(("auto", "cpu", "cuda"), "cluster.device", self.device)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    project: str = "ring_ray"
+    wandb: str = "auto"  # "auto": online where a key is configured, else offline; "online", "offline", "disabled"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        require_one_of(("auto", "online", "offline", "disabled"), "tracking.wandb", self.wandb)
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Everything that a run needs to know."""
+
+    seed: int = 0
+    run_dir: str = "outputs/run"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "must not be negative")

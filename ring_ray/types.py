@@ -1,0 +1,209 @@
+"""The data that flows through a run, end to end.
+
+::
+
+    conf --> PromptSource --Prompt--> RolloutWorker (vLLM) --Rollout--> RewardWorker --Reward--> group
+                  ^                    |     ^                                                    | advantages
+                  | back-pressure      |     '-- unfinished sequences resume here                 v
+                  '--------------------'---------------------------------------------------- RolloutBuffer
+                                                                                                  | take(N): exactly N
+    weights (version v+1) <-- PolicyWorker x R (DeepSpeed) <-- TokenBatch <-- ReferenceWorker <---' tokens; the tail of
+                                       |                                                            the cut one stays
+                                       '--> StepMetrics --> Tracker (W&B, metrics.jsonl, progress, report)
+
+Every type is frozen and holds numpy arrays, so that Ray's object store passes it between actors without a copy.
+Dimensions: P prompt tokens, T response tokens, K responses to one prompt.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray: TypeAlias = npt.NDArray[np.int32]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+Weights: TypeAlias = dict[str, npt.NDArray[np.generic]]
+"""Parameters by their Hugging Face checkpoint name; bfloat16 travels as a uint16 view of the same bits."""
+
+FinishReason: TypeAlias = Literal["stop", "length", "unfinished"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One question, rendered and tokenized.
+
+    ``index`` counts the prompts in the order in which the run issued them; groups enter a batch in that order.
+    """
+
+    index: int
+    id: str  # unique within the data set, e.g. "sums-17" or "train.jsonl:42"
+    domain: str  # metrics are kept per domain
+    text: str  # what the user asked, before the chat template
+    token_ids: IntArray  # [P], chat template applied, generation prompt included
+    verifier: str  # name in the verifier registry
+    answer: str  # what the verifier compares with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequence:
+    """One response, finished or not, with what is needed to resume it or to train on it."""
+
+    prompt_ids: IntArray  # [P]
+    response_ids: IntArray  # [T]
+    logprobs: FloatArray  # [T], nats: log-prob of each token under the policy version that sampled it
+    versions: IntArray  # [T], policy version that sampled each token; never decreases
+    finish_reason: FinishReason
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason != "unfinished"
+
+    def __len__(self) -> int:
+        """Response tokens: the only ones that the budget counts."""
+        return len(self.response_ids)
+
+    @staticmethod
+    def start(prompt_ids: IntArray) -> "Sequence":
+        """A sequence that has its prompt and no token yet."""
+        ids, logprobs = np.empty(0, np.int32), np.empty(0, np.float32)
+        return Sequence(
+            prompt_ids=prompt_ids, response_ids=ids, logprobs=logprobs, versions=ids, finish_reason="unfinished"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A prompt with its K responses as they stand; a group, once all are finished and scored."""
+
+    prompt: Prompt
+    sequences: tuple[Sequence, ...]  # K
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutStatus:
+    """What the controller learns of a `Rollout` without seeing its tokens. All counts are response tokens."""
+
+    new_tokens: int  # sampled by the engine in this call
+    in_flight_tokens: int  # held by sequences that are not finished
+    finished_tokens: int  # held by sequences that are
+
+    finished: bool  # all K are finished
+
+
+class Verdict(StrEnum):
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNPARSABLE = "unparsable"
+    TIMED_OUT = "timed out"
+    FAILED = "failed"  # the verifier itself broke: never a score of 0, the group is dropped and counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reward:
+    score: float
+    verdict: Verdict
+    reason: str  # one short line for people
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """The half-open span [start, stop) of a finished response that is to be trained.
+
+    Tokens before ``start`` are context: they carry no loss here, an earlier step trained or evicted them.
+    """
+
+    sequence: Sequence
+    start: int
+    stop: int
+    advantage: float
+    prompt_index: int  # of the group that it belongs to
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBatch:
+    """What one optimizer step trains on. With ``cutoff: token`` the spans add up to exactly ``token_budget``."""
+
+    segments: tuple[Segment, ...]
+    token_budget: int  # Φ, response tokens, over all ranks
+    version: int  # policy version that is about to be updated
+
+    @property
+    def trained_tokens(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSummary:
+    """A `TokenBatch` in numbers: what the controller sees of it. Lengths are response tokens."""
+
+    trained_tokens: int
+    carried_tokens: int  # tail of the cut response: it comes first in the next step
+    segments: int
+    groups: int
+    reward_mean: float  # over the groups that were scored since the last batch, or if none was, before it
+    reward_std: float
+    response_length_mean: float  # over the responses that completed since the last batch, or if none did, before it
+    trained_response_length_mean: float  # over the responses in this batch: far from the line above means a length bias
+    lost_response_length_mean: float  # over those that lost tokens to eviction or a drop; nan where none did
+    truncated_fraction: float  # completed responses that hit the length limit
+    zero_advantage_fraction: float  # completed groups whose responses all earned the same
+    staleness_mean: float  # policy versions between sampling and training, over the trained tokens
+    staleness_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Where every response token ever generated is now. Each is in exactly one place (C3PO.md, Conservation)."""
+
+    generated: int = 0
+    in_flight: int = 0  # sequence not finished
+    waiting: int = 0  # sequence finished, its group not complete or not scored
+    queued: int = 0  # in the buffer, to be trained
+    trained: int = 0
+    filtered: int = 0  # group with zero advantage, left out by option
+    evicted: int = 0  # older than max_staleness policy versions
+    dropped: int = 0  # left over with ``carry: false``, or in a group whose verifier failed
+
+    @property
+    def accounted(self) -> int:
+        return self.in_flight + self.waiting + self.queued + self.trained + self.filtered + self.evicted + self.dropped
+
+    @property
+    def balanced(self) -> bool:
+        return self.generated == self.accounted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateMetrics:
+    """What one optimizer step reports. Means are over the trained tokens of all ranks."""
+
+    loss: float
+    grad_norm: float  # before clipping
+    learning_rate: float
+    entropy: float  # nats per token
+    kl: float  # k3 estimate against the reference policy, nats per token; 0 without one
+    clip_fraction: float
+    ratio_max: float
+    behaviour_kl: float  # k3 estimate between the sampling and the training policy, nats per token
+    balance_loss: float  # 1 when the experts are evenly loaded; 0 for dense models
+    z_loss: float
+    micro_batches: int  # per rank
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMetrics:
+    """One line of metrics.jsonl."""
+
+    step: int
+    batch: BatchSummary
+    update: UpdateMetrics
+    ledger: Ledger
+    token_budget: int
+    step_seconds: float
+    phase_seconds: dict[str, float]  # wait, reference, update, sync
+    generated_tokens: int  # sampled during this step
