@@ -1,0 +1,188 @@
+"""The C3PO loss (Ring-lite, arXiv 2506.14731, section 3) and its accumulation over micro-batches.
+
+``L = -Σ w [min(r A, clip(r, 1-ε, 1+ε) A) - β k3] - α_ent H + α_bal B + α_z Z`` over the trained tokens of a step.
+The weights w are data (`packing.token_weights`): 1/Φ for C3PO. H, B and Z are means over the M tokens that the step
+trains on all ranks; M is Φ wherever the last response is cut at the budget. Every term is a sum over tokens with
+factors that no rank and no micro-batch can change, so gradients add up however the step is packed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ring_ray.algo.logprobs import TokenOutputs
+from ring_ray.algo.moe import balance_loss, z_loss
+from ring_ray.algo.packing import MicroBatch
+from ring_ray.config import AlgoConfig
+from ring_ray.types import UpdateMetrics
+
+Policy: TypeAlias = Callable[[Tensor, Tensor, Tensor], TokenOutputs]
+"""Called with `MicroBatch.inputs`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossInputs:
+    """Trained tokens, flat. Log-probs and entropies in nats."""
+
+    logprobs_N: Tensor
+    entropies_N: Tensor
+    behaviour_logprobs_N: Tensor  # under the policy versions that sampled the tokens
+    advantages_N: Tensor
+    weights_N: Tensor
+    reference_logprobs_N: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossOutputs:
+    loss: Tensor  # [], without B and Z
+    sums: dict[str, Tensor]  # [] each, over tokens, detached
+    ratio_max: Tensor  # []; 0 without tokens
+
+
+def policy_loss(inputs: LossInputs, algo: AlgoConfig, trained_tokens: int) -> LossOutputs:
+    """Loss of some of the step's ``trained_tokens`` M: a clipped policy gradient, or the likelihood.
+
+    With ``objective: likelihood`` the loss is ``-Σ w log π``, nothing else. Raises ValueError where β is above 0 and
+    there are no reference log-probs.
+    """
+    new_N, weights_N = inputs.logprobs_N, inputs.weights_N
+    zero_N = torch.zeros_like(new_N)
+    if algo.objective == "likelihood":
+        loss = -(weights_N * new_N).sum()
+        return _outputs(loss, zero_N, inputs.entropies_N, kl=zero_N, behaviour_kl=zero_N, clipped=zero_N)
+    log_ratio_N = new_N - inputs.behaviour_logprobs_N
+    ratio_N = log_ratio_N.exp()
+    unclipped_N = ratio_N * inputs.advantages_N
+    clipped_N = ratio_N.clamp(1 - algo.clip_range, 1 + algo.clip_range) * inputs.advantages_N
+    objective_N, kl_N = torch.minimum(unclipped_N, clipped_N), zero_N
+    if algo.kl_coefficient > 0:
+        if inputs.reference_logprobs_N is None:
+            raise ValueError(f"algo.kl_coefficient={algo.kl_coefficient} needs reference log-probs")
+        kl_N = k3(new_N, inputs.reference_logprobs_N)
+        objective_N = objective_N - algo.kl_coefficient * kl_N
+    loss = -(weights_N * objective_N).sum() - algo.entropy_coefficient * inputs.entropies_N.sum() / trained_tokens
+    return _outputs(
+        loss,
+        ratio_N,
+        inputs.entropies_N,
+        kl=kl_N,
+        # Between sampling and training policy, on tokens of the former: k3 with the roles turned round.
+        behaviour_kl=k3(inputs.behaviour_logprobs_N, new_N),
+        clipped=(clipped_N < unclipped_N).to(new_N.dtype),
+    )
+
+
+def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(π || other) on tokens that π sampled: unbiased there and never negative."""
+    log_ratio_N = other_logprobs_N - logprobs_N
+    return log_ratio_N.exp() - log_ratio_N - 1
+
+
+def _outputs(loss: Tensor, ratio_N: Tensor, entropies_N: Tensor, **per_token: Tensor) -> LossOutputs:
+    values = {"entropy": entropies_N, **per_token}
+    sums = {name: value.detach().sum(dtype=torch.float64) for name, value in values.items()}
+    ratio_max = ratio_N.detach().max() if len(ratio_N) else ratio_N.new_zeros(())
+    return LossOutputs(loss=loss, sums={"loss": loss.detach().double(), **sums}, ratio_max=ratio_max)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSums:
+    """What one rank's micro-batches come to; the step's is their sum over ranks (for ``ratio_max`` the maximum)."""
+
+    sums: dict[str, Tensor]
+    ratio_max: Tensor
+
+
+def accumulate(
+    policy: Policy,
+    micro_batches: Sequence[MicroBatch],
+    algo: AlgoConfig,
+    *,
+    trained_tokens: int,
+    backward: Callable[[Tensor], object],
+    sum_over_ranks: Callable[[Tensor], Tensor],
+) -> StepSums:
+    """Run ``backward`` on the loss of each micro-batch, of which there must be at least one.
+
+    The share F of each expert in the choices of the whole step must be known before the first backward pass. So where
+    α_bal is above 0, every micro-batch but one goes through one more forward pass, without gradient, and
+    ``sum_over_ranks`` is called once. At α_bal = 0 neither happens, and B is a metric only.
+    """
+    balanced = algo.balance_coefficient > 0
+    *others, last = micro_batches
+    counts = _count_choices(policy, others) if balanced else []
+    outputs = policy(*last.inputs)  # one pass both to count and to train
+    choices_LE = None
+    if balanced and outputs.router is not None:
+        choices_LE = sum_over_ranks(sum(counts, start=outputs.router.choices_LE))
+    totals: dict[str, Tensor] = {}
+    ratio_max = last.weights_N.new_zeros(())
+    for micro_batch in (last, *others):
+        if micro_batch is not last:
+            outputs = policy(*micro_batch.inputs)
+        result = _micro_batch_loss(outputs, micro_batch, algo, trained_tokens, choices_LE)
+        backward(result.loss)
+        totals = {name: totals.get(name, 0) + value for name, value in result.sums.items()}
+        ratio_max = torch.maximum(ratio_max, result.ratio_max)
+    return StepSums(sums=totals, ratio_max=ratio_max)
+
+
+@torch.no_grad()
+def _count_choices(policy: Policy, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
+    routers = [policy(*micro_batch.inputs).router for micro_batch in micro_batches]
+    return [router.choices_LE for router in routers if router is not None]
+
+
+def _micro_batch_loss(
+    outputs: TokenOutputs, micro_batch: MicroBatch, algo: AlgoConfig, trained_tokens: int, choices_LE: Tensor | None
+) -> LossOutputs:
+    """The loss with B and Z; ``choices_LE`` are those of the step, None to leave B out."""
+    inputs = LossInputs(
+        logprobs_N=outputs.logprobs_N,
+        entropies_N=outputs.entropies_N,
+        behaviour_logprobs_N=micro_batch.behaviour_logprobs_N,
+        advantages_N=micro_batch.advantages_N,
+        weights_N=micro_batch.weights_N,
+        reference_logprobs_N=micro_batch.reference_logprobs_N,
+    )
+    result, router = policy_loss(inputs, algo, trained_tokens), outputs.router
+    if router is None:
+        return result
+    loss = result.loss + algo.z_coefficient * z_loss(router.squared_logsumexp_L, trained_tokens)
+    if choices_LE is not None:
+        loss = loss + algo.balance_coefficient * balance_loss(router.probabilities_LE, choices_LE, trained_tokens)
+    sums = {name: value.detach().double() for name, value in router._asdict().items()}
+    return replace(result, loss=loss, sums=result.sums | sums)
+
+
+def update_metrics(
+    step: StepSums,
+    algo: AlgoConfig,
+    *,
+    trained_tokens: int,
+    grad_norm: float,
+    learning_rate: float,
+    micro_batches: int,
+) -> UpdateMetrics:
+    """From the sums over all ranks."""
+    mean = {name: float(step.sums[name]) / trained_tokens for name in ("entropy", "kl", "behaviour_kl", "clipped")}
+    balance, z = 0.0, 0.0
+    if "probabilities_LE" in step.sums:
+        balance = float(balance_loss(step.sums["probabilities_LE"], step.sums["choices_LE"], trained_tokens))
+        z = float(z_loss(step.sums["squared_logsumexp_L"], trained_tokens))
+    return UpdateMetrics(
+        loss=float(step.sums["loss"]) + algo.balance_coefficient * balance + algo.z_coefficient * z,
+        grad_norm=grad_norm,
+        learning_rate=learning_rate,
+        entropy=mean["entropy"],
+        kl=mean["kl"],
+        clip_fraction=mean["clipped"],
+        ratio_max=float(step.ratio_max),
+        behaviour_kl=mean["behaviour_kl"],
+        balance_loss=balance,
+        z_loss=z,
+        micro_batches=micro_batches,
+    )

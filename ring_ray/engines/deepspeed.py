@@ -1,0 +1,210 @@
+"""The policy under training: DeepSpeed ZeRO around `algo.loss.accumulate`."""
+
+import math
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
+
+from ring_ray.algo.loss import StepSums, accumulate, update_metrics
+from ring_ray.algo.packing import MicroBatch, collate, pack, token_weights
+from ring_ray.config import AlgoConfig, ModelConfig, TrainConfig, require
+from ring_ray.engines.hf import CausalPolicy, load_model, rank_logprobs
+from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics, Weights
+
+
+class DeepSpeedEngine:
+    """A `TrainEngine`: one rank of a data-parallel group whose optimizer, gradients and parameters ZeRO shards.
+
+    Every rank constructs it with the same arguments but ``rank``; the constructor and all methods but `close` are
+    collective. The process group is joined by the first engine of a process and outlives it, so that a later engine
+    (RL after the cold start) finds it. With ``device="cuda"`` the process must see its own GPU only, as Ray's actors
+    do. A lone rank needs no ``master_port``. Each rank loads the whole model on the host before ZeRO shards it.
+    """
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        model: ModelConfig,
+        train: TrainConfig,
+        algo: AlgoConfig,
+        temperature: float,
+        device: str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        master_address: str = "127.0.0.1",
+        master_port: int = 0,
+    ) -> None:
+        require(
+            train.zero_stage > 0 or model.dtype == "float32",
+            "train.zero_stage",
+            train.zero_stage,
+            "must be 1, 2 or 3 where model.dtype=bfloat16: without ZeRO there are no fp32 master weights",
+        )
+        self._model_path, self._trust_remote_code = model_path, model.trust_remote_code
+        self._train = train
+        self._rank, self._world_size, self._device = rank, world_size, torch.device(device)
+        self._deepspeed = _import_deepspeed(device)
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "gloo" if device == "cpu" else "nccl",
+                init_method=f"tcp://{master_address}:{master_port}",
+                rank=rank,
+                world_size=world_size,
+            )
+        self._policy = CausalPolicy(load_model(model_path, model), temperature)
+        # A dense model has no experts to balance: this spares it the forward passes that would count their use.
+        self._algo = algo if self._policy.top_k is not None else replace(algo, balance_coefficient=0.0)
+        optimizer = torch.optim.AdamW(
+            self._policy.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay
+        )
+        self._grad_norm = 0.0
+        if train.zero_stage == 0:
+            # DeepSpeed clips here too, but keeps the norm to itself.
+            optimizer.register_step_pre_hook(self._clip_gradients)
+        warmup = max(train.warmup_steps, 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        self._engine: Any = self._deepspeed.initialize(
+            model=self._policy,
+            optimizer=optimizer,
+            lr_scheduler=schedule,
+            config=_deepspeed_config(model, train),
+            dist_init_required=False,
+        )[0]
+
+    def update(self, batch: TokenBatch, reference_logprobs: tuple[FloatArray, ...] | None) -> UpdateMetrics:
+        """One optimizer step over the whole batch.
+
+        ``reference_logprobs`` as in `TrainEngine`. Raises ValueError for a batch without tokens, and
+        FloatingPointError where the gradient is not finite; the parameters stay as they were.
+        """
+        if batch.trained_tokens == 0:
+            raise ValueError("the batch trains no token")
+        micro_batches = self._micro_batches(batch, reference_logprobs)
+        step = accumulate(
+            self._engine,
+            micro_batches,
+            self._algo,
+            trained_tokens=batch.trained_tokens,
+            # DeepSpeed averages gradients over ranks; the loss is a plain sum over them.
+            backward=lambda loss: self._engine.backward(loss * self._world_size),
+            sum_over_ranks=_sum_over_ranks,
+        )
+        learning_rate = self._engine.get_lr()[0]
+        self._engine.step()
+        grad_norm = self._grad_norm if self._train.zero_stage == 0 else float(self._engine.get_global_grad_norm())
+        metrics = update_metrics(
+            _total(step),
+            self._algo,
+            trained_tokens=batch.trained_tokens,
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            micro_batches=len(micro_batches),
+        )
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(f"gradient norm {grad_norm} at policy version {batch.version}: {metrics}")
+        return metrics
+
+    def logprobs(self, batch: TokenBatch) -> tuple[FloatArray, ...]:
+        """Log-probs of each segment's tokens [stop - start] under the current weights, at sampling temperature."""
+        share = pack(batch, self._world_size, self._train.micro_batch_tokens)[self._rank]
+        found = rank_logprobs(self._engine, batch, share, self._device)
+        gathered: list[dict[int, FloatArray]] = [{}] * self._world_size
+        dist.all_gather_object(gathered, found)
+        merged = {index: values for part in gathered for index, values in part.items()}
+        return tuple(merged[index] for index in range(len(batch.segments)))
+
+    def weights(self) -> Weights:
+        """All parameters under their checkpoint names, copied; on other ranks than 0 an empty mapping."""
+        state = revert_weight_conversion(self._policy.model, self._gather())
+        return {name: _to_numpy(tensor) for name, tensor in state.items()}
+
+    def save(self, path: str) -> None:
+        """Write a Hugging Face model directory: safetensors, config, and the tokenizer that ``model_path`` has."""
+        state = self._gather()
+        if self._rank == 0:
+            self._policy.model.save_pretrained(path, state_dict=state)
+            tokenizer = AutoTokenizer.from_pretrained(self._model_path, trust_remote_code=self._trust_remote_code)
+            tokenizer.save_pretrained(path)
+        dist.barrier()
+
+    def close(self) -> None:
+        """Let go of the model and its optimizer state, so that another engine can be made. Idempotent."""
+        if self._engine is not None:
+            self._engine.destroy()
+            self._engine = None
+            del self._policy
+
+    def _clip_gradients(self, *_: object) -> None:
+        norm = nn.utils.clip_grad_norm_(self._policy.parameters(), self._train.max_grad_norm)
+        self._grad_norm = float(norm)
+        if not math.isfinite(self._grad_norm):
+            self._policy.zero_grad()  # AdamW passes over parameters without a gradient: the other stages skip as well
+
+    def _micro_batches(self, batch: TokenBatch, reference_logprobs: tuple[FloatArray, ...] | None) -> list[MicroBatch]:
+        weights = token_weights(batch, self._algo.aggregation)
+        share = pack(batch, self._world_size, self._train.micro_batch_tokens)[self._rank]
+        return [collate(batch, rows, weights, reference_logprobs).to(self._device) for rows in share]
+
+    def _gather(self) -> dict[str, Tensor]:
+        """On rank 0, host copies of parameters and persistent buffers by their name in the model, tied ones once."""
+        state: dict[str, Tensor] = {}
+        seen: set[int] = set()
+        for name, tensor in self._policy.model.state_dict(keep_vars=True).items():
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            with self._deepspeed.zero.GatheredParameters([tensor], enabled=self._train.zero_stage == 3):
+                if self._rank == 0:
+                    state[name] = tensor.detach().to("cpu", copy=True)
+        return state
+
+
+def _import_deepspeed(device: str) -> Any:
+    """Import DeepSpeed for ``device``, which it chooses once and for all when it is imported."""
+    if device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("LOCAL_RANK", "0")
+    import deepspeed
+
+    # It would be compiled at start-up (half a minute) for collectives between processes of one host.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _deepspeed_config(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # asked for, and without effect: batches are made here
+        "managed_gradient_accumulation": False,  # `step` ends a batch, however many micro-batches it had
+        "gradient_clipping": train.max_grad_norm if train.zero_stage > 0 else 0.0,
+        "zero_optimization": {"stage": train.zero_stage, "overlap_comm": False},
+        "bf16": {"enabled": model.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": None,
+    }
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def _total(step: StepSums) -> StepSums:
+    """The step's sums over all ranks."""
+    dist.all_reduce(step.ratio_max, op=dist.ReduceOp.MAX)
+    return StepSums(sums={name: _sum_over_ranks(value) for name, value in step.sums.items()}, ratio_max=step.ratio_max)
+
+
+def _to_numpy(tensor: Tensor) -> npt.NDArray[np.generic]:
+    tensor = tensor.contiguous()
+    array: npt.NDArray[np.generic] = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
