@@ -1,0 +1,1 @@
+"""Prompts: read or generated, checked, rendered, split into training and held-out, and served in order."""

@@ -1,0 +1,72 @@
+"""One row of data, before it is rendered and tokenized."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from ring_ray.config import DataConfig
+
+Message: TypeAlias = dict[str, str]  # role, content
+
+
+class DataError(ValueError):
+    """Data that the run can't work with. The message names the file and line, or the key, and what would be right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    id: str  # also where it stands: "train.jsonl:17"
+    domain: str
+    messages: tuple[Message, ...]
+    verifier: str
+    answer: str
+
+    @property
+    def text(self) -> str:
+        """What the user asked, before the chat template."""
+        return "\n\n".join(message["content"] for message in self.messages)
+
+
+def parse_row(record: object, where: str, data: DataConfig, verifiers: Collection[str]) -> Row:
+    """Check one record of a file. ``where`` is its file and line; raises `DataError` that begins with it."""
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected an object with prompt and answer, found {type(record).__name__}")
+    if not record:
+        raise DataError(f"{where}: empty row")
+    for column in ("prompt", "answer"):
+        if column not in record:
+            raise DataError(f"{where}: no column {column!r}, only {', '.join(map(repr, record))}")
+    answer = _text(record["answer"], f"{where}: answer")
+    verifier = _text(record.get("verifier") or data.verifier, f"{where}: verifier")
+    if verifier not in verifiers:
+        raise DataError(f"{where}: verifier={verifier!r}: must be one of {', '.join(sorted(verifiers))}")
+    return Row(
+        id=where,
+        domain=_text(record.get("domain") or data.domain, f"{where}: domain"),
+        messages=_messages(record["prompt"], f"{where}: prompt"),
+        verifier=verifier,
+        answer=answer,
+    )
+
+
+def _messages(prompt: object, what: str) -> tuple[Message, ...]:
+    """A question, or a conversation that ends with one, as chat messages."""
+    if not isinstance(prompt, list):
+        return ({"role": "user", "content": _text(prompt, what)},)
+    if not prompt:
+        raise DataError(f"{what} is an empty list")
+    for message in prompt:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise DataError(f"{what} must be a string or a list of messages with role and content, found {message!r}")
+    return tuple(
+        {key: _text(message[key], f"{what}, message {number}, {key}") for key in ("role", "content")}
+        for number, message in enumerate(prompt, start=1)
+    )
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{what} must be a string, found {type(value).__name__} {value!r}")
+    if not value.strip():
+        raise DataError(f"{what} is empty")
+    return value

@@ -1,0 +1,1 @@
+"""Verifiers: what turns a response into a reward. One verifier a file, one registry."""

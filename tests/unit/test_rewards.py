@@ -1,0 +1,175 @@
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ring_ray.config import ConfigError, RewardConfig
+from ring_ray.rewards.boxed import last_boxed
+from ring_ray.rewards.integer import IntegerVerifier
+from ring_ray.rewards.math import MathVerifier, normalize_percent
+from ring_ray.rewards.registry import FACTORIES, Verifiers
+from ring_ray.types import Prompt, Reward, Verdict
+
+MATH = MathVerifier(RewardConfig())
+INTEGER = IntegerVerifier(RewardConfig())
+
+
+def prompt(answer: str) -> Prompt:
+    ids = np.zeros(1, np.int32)
+    return Prompt(index=0, id="d.jsonl:7", domain="d", text="?", token_ids=ids, verifier="v", answer=answer)
+
+
+def math(answer: str, response: str) -> Reward:
+    return MATH.verify(prompt(answer), response)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (r"\boxed{3}", "3"),
+        (r"\boxed{1} no, \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}} then}", r"\frac{1}{2}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{1\right.}", r"\left\{1\right."),
+        (r"\boxed{\\{}}", r"\\{}"),
+        (r"\boxed{}", ""),
+        (r"\boxed{\boxed{3}}", "3"),
+        (r"\boxed{1} and then \boxed{2", None),
+        ("42", None),
+    ],
+)
+def test_last_boxed(text: str, expected: str | None) -> None:
+    assert last_boxed(text) == expected
+
+
+@given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
+def test_integer_scores_equality(expected: int, given: int) -> None:
+    reward = INTEGER.verify(prompt(str(expected)), f"so \\boxed{{{given}}}")
+    assert reward.score == float(given == expected)
+    assert reward.verdict is (Verdict.CORRECT if given == expected else Verdict.WRONG)
+
+
+@pytest.mark.parametrize(
+    ("response", "verdict"),
+    [
+        (r"\boxed{12} hm \boxed{ +012 }", Verdict.CORRECT),
+        (r"\boxed{12} hm \boxed{13}", Verdict.WRONG),
+        ("12", Verdict.UNPARSABLE),
+        (r"\boxed{12", Verdict.UNPARSABLE),
+        (r"\boxed{12.0}", Verdict.UNPARSABLE),
+        (r"\boxed{5+7}", Verdict.UNPARSABLE),
+        (rf"\boxed{{{'9' * 100_000}}}", Verdict.UNPARSABLE),
+    ],
+)
+def test_integer_verdicts(response: str, verdict: Verdict) -> None:
+    reward = INTEGER.verify(prompt("12"), response)
+    assert reward.verdict is verdict
+    assert reward.score == float(verdict is Verdict.CORRECT)
+    assert len(reward.reason) < 200
+
+
+def test_integer_never_blames_the_response_for_the_data() -> None:
+    reward = INTEGER.verify(prompt("twelve"), r"\boxed{12}")
+    assert reward.verdict is Verdict.FAILED
+    assert "d.jsonl:7" in reward.reason
+    assert "twelve" in reward.reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "given"),
+    [
+        ("3", "3"),
+        ("3", "3."),
+        (r"\frac12", "0.5"),
+        (r"$\frac{1}{2}$", "1/2"),
+        (r"\boxed{7}", "7"),
+        ("x^2+1", "1+x^2"),
+        ("1,000", "1000"),
+        (r"\{1,2\}", r"\{2,1\}"),
+        (r"\sqrt{8}", r"2\sqrt{2}"),
+    ],
+)
+def test_math_accepts_equal_answers(answer: str, given: str) -> None:
+    reward = math(answer, rf"thus \boxed{{{given}}}")
+    assert (reward.score, reward.verdict) == (1.0, Verdict.CORRECT), reward.reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "given", "equal"),
+    [
+        (r"12\%", "0.12", True),
+        ("0.12", r"12\%", True),
+        ("3/25", "12%", True),
+        (r"12\%", r"12 \%", True),
+        (r"12\%", "12 percent", True),
+        (r"12\%", r"12\text{ percent}", True),
+        (r"-12.5\%", "-1/8", True),
+        (r"1,200\%", "12", True),
+        (r"\frac{1}{2}\%", "0.005", True),
+        (r"10\%, 20\%", r"\frac{1}{10}, \frac{1}{5}", True),
+        (r"(3,4\%)", "(3, 0.04)", True),
+        (r"12\%", "12", False),
+        ("12", r"12\%", False),
+        (r"12\%", "1.2", False),
+    ],
+)
+def test_a_percentage_is_its_value(answer: str, given: str, equal: bool) -> None:
+    assert math(answer, rf"\boxed{{{given}}}").verdict is (Verdict.CORRECT if equal else Verdict.WRONG)
+
+
+def test_normalize_percent_leaves_other_text_alone() -> None:
+    for latex in (r"\frac{12}{100}", "x^2 + 3", r"\%", "percentile 5"):
+        assert normalize_percent(latex) == latex
+
+
+def test_math_verdicts_of_wrong_and_unreadable_responses() -> None:
+    assert math("3", r"\boxed{4}").verdict is Verdict.WRONG
+    assert math("3", r"first \boxed{3}, no: \boxed{4}").verdict is Verdict.WRONG
+    assert math("4", r"first \boxed{3} no \boxed{4}").verdict is Verdict.CORRECT
+    for response in ("the answer is 3", r"\boxed{3", r"\boxed{}", r"\boxed{\frac{}"):
+        reward = math("3", response)
+        assert (reward.score, reward.verdict) == (0.0, Verdict.UNPARSABLE), response
+
+
+def test_math_never_blames_the_response_for_the_data() -> None:
+    reward = math(r"\frac{", r"\boxed{3}")
+    assert reward.verdict is Verdict.FAILED
+    assert "d.jsonl:7" in reward.reason
+    assert r"\\frac{" in reward.reason
+
+
+def test_math_off_the_main_thread_fails_instead_of_scoring_zero() -> None:
+    rewards: list[Reward] = []
+    thread = threading.Thread(target=lambda: rewards.append(math("3", r"\boxed{3}")))
+    thread.start()
+    thread.join()
+    assert rewards[0].verdict is Verdict.FAILED
+    assert "main thread" in rewards[0].reason
+
+
+@pytest.mark.parametrize("given", [r"9^{9^{9^{9}}}", r"(10^{10})!", r"\sum_{n=1}^{10^9} \frac{1}{n^n}"])
+def test_math_stops_at_its_time_limit_and_goes_on_afterwards(given: str) -> None:
+    verifier = MathVerifier(RewardConfig(timeout_seconds=0.3))
+    reward = verifier.verify(prompt("3"), rf"\boxed{{{given}}}")
+    assert (reward.score, reward.verdict) == (0.0, Verdict.TIMED_OUT)
+    assert "reward.timeout_seconds=0.3" in reward.reason
+    assert math("3", r"\boxed{3}").verdict is Verdict.CORRECT
+
+
+def test_math_blames_the_data_for_an_answer_that_takes_too_long_to_read() -> None:
+    verifier = MathVerifier(RewardConfig(timeout_seconds=0.3))
+    nested = "(" * 400 + "3" + ")" * 400
+    assert verifier.verify(prompt(nested), r"\boxed{3}").verdict is Verdict.FAILED
+    assert verifier.verify(prompt("3"), rf"\boxed{{{nested}}}").verdict is Verdict.TIMED_OUT
+
+
+def test_registry() -> None:
+    verifiers = Verifiers(RewardConfig())
+    for name in FACTORIES:
+        assert verifiers.get(name) is verifiers.get(name)
+    assert isinstance(verifiers.get("integer"), IntegerVerifier)
+    assert isinstance(verifiers.get("math"), MathVerifier)
+    with pytest.raises(ConfigError, match="verifier='code': must be one of integer, math"):
+        verifiers.get("code")
