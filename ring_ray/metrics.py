@@ -1,0 +1,125 @@
+"""What a step and a run report, in numbers.
+
+`METRICS` is the one list of what a step reports. Its names are a contract: metrics.jsonl, W&B and the report use them.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from ring_ray.types import StepMetrics
+
+Values: TypeAlias = Mapping[str, float]
+"""Numbers by name: those of `METRICS`, or, before the first step, names such as "sft/loss"."""
+
+
+class Metric(NamedTuple):
+    name: str
+    unit: str  # "1" for pure numbers
+    meaning: str
+    read: Callable[[StepMetrics], float]
+
+
+METRICS = (
+    Metric("step", "steps", "optimizer steps so far, this one included", lambda m: m.step),
+    Metric("c3po/token_budget", "tokens", "Φ, response tokens that a step is to train", lambda m: m.token_budget),
+    Metric("c3po/trained_tokens", "tokens", "response tokens trained in this step", lambda m: m.batch.trained_tokens),
+    Metric("c3po/carried_tokens", "tokens", "tail of the cut response, next in line", lambda m: m.batch.carried_tokens),
+    Metric("c3po/segments", "segments", "spans of responses in the batch", lambda m: m.batch.segments),
+    Metric("c3po/groups", "groups", "prompts whose responses are in the batch", lambda m: m.batch.groups),
+    Metric("c3po/staleness_mean", "versions", "from sampling to training, by token", lambda m: m.batch.staleness_mean),
+    Metric("c3po/staleness_max", "versions", "of the oldest trained token", lambda m: m.batch.staleness_max),
+    Metric("c3po/zero_advantage_fraction", "1", "groups without signal", lambda m: m.batch.zero_advantage_fraction),
+    Metric("c3po/trained_response_length_mean", "tokens", "in batch", lambda m: m.batch.trained_response_length_mean),
+    Metric(
+        "c3po/lost_response_length_mean",
+        "tokens",
+        "of responses that lost tokens to eviction or a drop since the last step; null where none did",
+        lambda m: m.batch.lost_response_length_mean,
+    ),
+    Metric("ledger/generated", "tokens", "all response tokens sampled so far", lambda m: m.ledger.generated),
+    Metric("ledger/in_flight", "tokens", "of those, in unfinished responses", lambda m: m.ledger.in_flight),
+    Metric("ledger/waiting", "tokens", "finished; group incomplete or not scored", lambda m: m.ledger.waiting),
+    Metric("ledger/queued", "tokens", "in the buffer, to be trained", lambda m: m.ledger.queued),
+    Metric("ledger/trained", "tokens", "trained so far", lambda m: m.ledger.trained),
+    Metric("ledger/filtered", "tokens", "left out so far: zero advantage", lambda m: m.ledger.filtered),
+    Metric("ledger/evicted", "tokens", "left out so far: too stale", lambda m: m.ledger.evicted),
+    Metric("ledger/dropped", "tokens", "left out so far: not carried, or verifier failed", lambda m: m.ledger.dropped),
+    Metric("policy/loss", "1", "objective that the step minimized", lambda m: m.update.loss),
+    Metric("policy/grad_norm", "1", "gradient norm before clipping", lambda m: m.update.grad_norm),
+    Metric("policy/learning_rate", "1", "of this step", lambda m: m.update.learning_rate),
+    Metric("policy/entropy", "nats/token", "of the policy, over the trained tokens", lambda m: m.update.entropy),
+    Metric("policy/kl", "nats/token", "k3 estimate against the reference policy", lambda m: m.update.kl),
+    Metric("policy/behaviour_kl", "nats/token", "k3, sampling to training policy", lambda m: m.update.behaviour_kl),
+    Metric("policy/clip_fraction", "1", "clipped fraction of trained tokens", lambda m: m.update.clip_fraction),
+    Metric("policy/ratio_max", "1", "largest importance ratio of a trained token", lambda m: m.update.ratio_max),
+    Metric("moe/balance_loss", "1", "1 when experts are evenly loaded; 0 if dense", lambda m: m.update.balance_loss),
+    Metric("moe/z_loss", "1", "router z-loss", lambda m: m.update.z_loss),
+    Metric("reward/mean", "1", "over the groups completed since the last step", lambda m: m.batch.reward_mean),
+    Metric("reward/std", "1", "standard deviation of the same rewards", lambda m: m.batch.reward_std),
+    Metric("rollout/generated_tokens", "tokens", "sampled during this step", lambda m: m.generated_tokens),
+    Metric("rollout/response_length_mean", "tokens", "of completed ones", lambda m: m.batch.response_length_mean),
+    Metric(
+        "rollout/truncated_fraction", "1", "responses cut by the length limit", lambda m: m.batch.truncated_fraction
+    ),
+    Metric("perf/step_seconds", "s", "wall time of the step", lambda m: m.step_seconds),
+    Metric("perf/micro_batches", "micro-batches", "of one rank", lambda m: m.update.micro_batches),
+    Metric("perf/trained_tokens_per_second", "tokens/s", "trained", lambda m: m.batch.trained_tokens / m.step_seconds),
+    Metric("perf/generated_tokens_per_second", "tokens/s", "sampled", lambda m: m.generated_tokens / m.step_seconds),
+)
+
+
+def flatten(metrics: StepMetrics) -> dict[str, float]:
+    """A step's numbers by name: `METRICS`, then perf/<phase>_seconds for each phase of the step."""
+    values = {metric.name: metric.read(metrics) for metric in METRICS}
+    return values | {f"perf/{phase}_seconds": seconds for phase, seconds in metrics.phase_seconds.items()}
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927, without continuity correction). Raises ValueError for n < 1."""
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} successes of {n}: expected 0 <= successes <= n and n >= 1")
+    z2 = statistics.NormalDist().inv_cdf(0.975) ** 2
+    centre = (successes + z2 / 2) / (n + z2)
+    half_width = math.sqrt(z2 * (successes * (n - successes) / n + z2 / 4)) / (n + z2)
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyInterval:
+    """Accuracy over ``n`` prompts with its 95 % Wilson interval."""
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, correct: int, n: int) -> "AccuracyInterval":
+        low, high = wilson_interval(correct, n)
+        return cls(value=correct / n, n=n, low=low, high=high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """summary.json: a finished run in numbers. Token counts are response tokens of one step."""
+
+    algo: str
+    seed: int
+    steps: int
+    wall_seconds: float
+    accuracy: dict[str, AccuracyInterval | None]  # "base", "sft", "rl"; None for a stage that was not evaluated
+    token_budget: int
+    trained_tokens_min: int
+    trained_tokens_max: int
+    trained_tokens_cv: float | None  # coefficient of variation over the steps; None where it is undefined
+    grad_norm_cv: float | None
+    ledger_balanced: bool  # at every step
+
+
+def coefficient_of_variation(values: Sequence[float]) -> float | None:
+    """Population standard deviation over mean; None where the mean is 0 or a value is not finite."""
+    mean = statistics.fmean(values)
+    return statistics.pstdev(values, mean) / mean if math.isfinite(mean) and mean else None
