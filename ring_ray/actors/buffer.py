@@ -1,0 +1,66 @@
+"""The rollout buffer as an actor: batches leave it by reference, only their numbers pass through the controller."""
+
+from typing import cast
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorProxy
+
+from ring_ray.actors.calls import two_refs
+from ring_ray.buffer import RolloutBuffer
+from ring_ray.config import AlgoConfig
+from ring_ray.roles import BatchRef, BufferStatus, RolloutRef
+from ring_ray.types import BatchSummary, Ledger, Reward, Rollout, TokenBatch
+
+
+class BufferWorker:
+    def __init__(self, algo: AlgoConfig, seed: int) -> None:
+        self._buffer = RolloutBuffer(algo, seed)
+        self._revision = 0
+
+    def _status(self) -> BufferStatus:
+        self._revision += 1
+        return BufferStatus(
+            revision=self._revision, queued=self._buffer.queued_steps(), backlog=self._buffer.backlog_steps()
+        )
+
+    @ray.method
+    def add(self, rollout: Rollout) -> BufferStatus:
+        self._buffer.add(rollout)
+        return self._status()
+
+    @ray.method
+    def score(self, prompt_index: int, rewards: tuple[Reward, ...]) -> BufferStatus:
+        self._buffer.score(prompt_index, rewards)
+        return self._status()
+
+    @ray.method(num_returns=2)
+    def take(self) -> tuple[TokenBatch, tuple[BatchSummary, BufferStatus]]:
+        batch, summary = self._buffer.take()
+        return batch, (summary, self._status())
+
+    @ray.method
+    def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
+        self._buffer.advance(version)
+        return self._buffer.ledger(), self._status()
+
+
+class BufferHandle:
+    """`BufferRole` over the actor."""
+
+    def __init__(self, worker: ActorProxy[BufferWorker]) -> None:
+        self._worker = worker
+
+    async def add(self, rollout: RolloutRef) -> BufferStatus:
+        return await self._worker.add.remote(cast("ObjectRef[Rollout]", rollout))
+
+    async def score(self, prompt_index: int, rewards: tuple[Reward, ...]) -> BufferStatus:
+        return await self._worker.score.remote(prompt_index, rewards)
+
+    async def take(self) -> tuple[BatchRef, BatchSummary, BufferStatus]:
+        batch, answer = two_refs(self._worker.take.remote())
+        summary, status = await answer
+        return BatchRef(batch), summary, status
+
+    async def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
+        return await self._worker.advance.remote(version)

@@ -1,0 +1,126 @@
+"""Ray for one run: connect or start, place, spawn every actor, and end them again."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import ray
+from ray.actor import ActorProxy
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ring_ray.actors.buffer import BufferHandle, BufferWorker
+from ring_ray.actors.placement import Plan, placed, plan
+from ring_ray.actors.policy import PolicyGang, PolicyWorker
+from ring_ray.actors.reference import ReferenceHandle, ReferenceWorker
+from ring_ray.actors.reward import RewardPool, RewardWorker
+from ring_ray.actors.rollout import RolloutPool, RolloutWorker
+from ring_ray.config import ClusterConfig, Device, RoleResources, RunConfig
+from ring_ray.roles import Roles
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CLOSE_SECONDS = 20
+LOOPBACK = "127.0.0.1"
+# one thread an actor: on shared cores two one-thread processes do more than one two-thread process
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "ERROR"}
+
+
+@contextmanager
+def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+    """Connect to ``cluster.address`` (or RAY_ADDRESS), else start Ray on this machine; shut down at the end."""
+    environment = {"env_vars": WORKER_ENVIRONMENT}
+    if cluster.address or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=cluster.address, runtime_env=environment, log_to_driver=False)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only, and no token file in the home directory
+        ray.init(
+            _node_ip_address=LOOPBACK,
+            include_dashboard=False,
+            runtime_env=environment,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def resolve_device(cluster: ClusterConfig) -> Device:
+    """``cluster.device``, with "auto" settled: cuda where the cluster has a GPU, cpu elsewhere."""
+    if cluster.device == "cpu":
+        return "cpu"
+    return "cuda" if cluster.device == "cuda" or ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+
+@asynccontextmanager
+async def spawned(config: RunConfig, model_path: str) -> AsyncIterator[Roles]:
+    """All actors of a run, placed; engines are closed and actors ended on the way out, whatever happened."""
+    layout = plan(config.cluster, with_reference=config.algo.kl_coefficient > 0)
+    with placed(layout, config.cluster.placement_timeout_seconds) as group:
+        cast = Cast(config, model_path, layout, group)
+        try:
+            yield cast.roles
+        finally:
+            await cast.end()
+
+
+class Cast:
+    """The actors of one run, each in its bundle."""
+
+    def __init__(self, config: RunConfig, model_path: str, layout: Plan, group: PlacementGroup) -> None:
+        cluster, device = config.cluster, resolve_device(config.cluster)
+        self._group = group
+        self._actors: list[Any] = []
+
+        def policy(rank: int) -> ActorProxy[PolicyWorker]:
+            args = (config, device, rank, cluster.policy.workers)
+            return self._spawn(PolicyWorker, f"policy-{rank}", cluster.policy, rank, *args)
+
+        def rollout(rank: int) -> ActorProxy[RolloutWorker]:
+            args = (model_path, config, device, config.seed + rank)
+            return self._spawn(RolloutWorker, f"rollout-{rank}", cluster.rollout, rank, *args)
+
+        def reward(index: int) -> ActorProxy[RewardWorker]:
+            return self._spawn(
+                RewardWorker, f"reward-{index}", cluster.reward, layout.services_index, model_path, config
+            )
+
+        buffer = self._spawn(BufferWorker, "buffer", cluster.buffer, layout.services_index, config.algo, config.seed)
+        self._rollout = RolloutPool([rollout(rank) for rank in range(cluster.rollout.workers)])
+        self.roles = Roles(
+            policy=PolicyGang([policy(rank) for rank in range(cluster.policy.workers)]),
+            rollout=self._rollout,
+            reward=RewardPool([reward(index) for index in range(cluster.reward.workers)]),
+            buffer=BufferHandle(buffer),
+            reference=ReferenceHandle(self._spawn(ReferenceWorker, "reference", cluster.reference, 0, config, device))
+            if config.algo.kl_coefficient > 0
+            else None,
+        )
+
+    def _spawn(self, worker: type[T], name: str, role: RoleResources, bundle: int, *args: object) -> ActorProxy[T]:
+        place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        actor: ActorProxy[T] = (
+            ray.remote(worker)
+            .options(name=name, num_cpus=role.cpus, num_gpus=role.gpus, scheduling_strategy=place)
+            .remote(*args)
+        )
+        self._actors.append(actor)
+        return actor
+
+    async def end(self) -> None:
+        """Close the engines, whose processes would outlive a killed actor, then end every actor."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._rollout.close()
+        except (ray.exceptions.RayError, TimeoutError) as error:  # an actor that is gone has nothing to close
+            logger.warning("a rollout worker did not close its engine: %s", error)
+        finally:
+            for actor in self._actors:
+                ray.kill(actor)

@@ -1,0 +1,74 @@
+"""One run, from a config to its report: check the input, start Ray, go through the stages, write what came out."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+from ring_ray.actors.cluster import ray_session, spawned
+from ring_ray.actors.placement import PlacementError
+from ring_ray.config import ConfigError, DataConfig, RunConfig
+from ring_ray.data.demonstrations import demonstrations
+from ring_ray.data.rows import DataError
+from ring_ray.data.source import PromptSource, load_prompts
+from ring_ray.data.tokenizer import Tokenizer, load_tokenizer
+from ring_ray.engines.tiny_model import make_tiny_model
+from ring_ray.evaluation import Accuracy
+from ring_ray.metrics import AccuracyInterval
+from ring_ray.report import write_report
+from ring_ray.rewards.registry import FACTORIES
+from ring_ray.stages import Course, Stages
+from ring_ray.stream import StarvedError, check_budget
+from ring_ray.tracking import Tracker
+
+USER_ERRORS = (ConfigError, DataError, PlacementError, StarvedError)
+"""Mistakes that the user can mend: their message says how, a stack trace would only hide it."""
+
+
+def launch(config: RunConfig) -> None:
+    """Run ``config`` and leave metrics.jsonl, summary.json, report.html and the models in ``config.run_dir``.
+
+    Everything that can be refused is refused before an actor starts. Raises one of `USER_ERRORS` for that.
+    """
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    fresh = config.model.path is None
+    model_path = config.model.path or str(run_dir / "base")
+    if fresh:
+        make_tiny_model(model_path, config.seed)
+    tokenizer = load_tokenizer(model_path, config.model)
+    prompts = load_prompts(config, tokenizer, FACTORIES)
+    check_budget(config.algo, len(prompts), config.rollout.max_response_tokens)
+    cold = config.sft.enabled == "always" or (config.sft.enabled == "auto" and fresh)
+    course = prepare_course(config, prompts, tokenizer) if cold else None
+    report = run_dir / "report.html"
+    report.unlink(missing_ok=True)  # of an earlier run
+    with Tracker(config) as tracker:
+        tracker.stage(f"starting Ray, vLLM and DeepSpeed; everything is written to {run_dir}")
+        try:
+            with ray_session(config.cluster):
+                accuracies = asyncio.run(_go_through_stages(config, model_path, prompts, course, tracker))
+            tracker.summary({stage: AccuracyInterval.of(seen.correct, seen.n) for stage, seen in accuracies.items()})
+        finally:
+            if tracker.steps:  # a run that was interrupted has something to show, too
+                write_report([run_dir], report)
+                tracker.stage(f"report: {report}")
+
+
+def prepare_course(config: RunConfig, prompts: PromptSource, tokenizer: Tokenizer) -> Course:
+    """What the cold start learns from: worked sums, whatever the run trains on afterwards."""
+    if config.data.source == "sums":
+        # as far as there are, prompts that no evaluation uses, so that choosing by them flatters no result
+        spare = prompts.held_out[config.evaluation.prompts :]
+        probe = (*spare, *prompts.held_out)[: config.sft.probe_prompts]
+    else:
+        prompts = load_prompts(replace(config, data=DataConfig()), tokenizer, FACTORIES)
+        probe = prompts.held_out[: config.sft.probe_prompts]
+    return Course(demonstrations=demonstrations(prompts, tokenizer, config.seed), probe=probe)
+
+
+async def _go_through_stages(
+    config: RunConfig, model_path: str, prompts: PromptSource, course: Course | None, tracker: Tracker
+) -> dict[str, Accuracy]:
+    async with spawned(config, model_path) as roles:
+        stages = Stages(config, roles=roles, prompts=prompts, course=course, tracker=tracker)
+        return await stages.run(model_path, Path(config.run_dir))

@@ -1,0 +1,88 @@
+"""What the controller asks of each role, without knowing who answers.
+
+The Ray actors in `actors/` answer in a run; in-process fakes answer in the tests of the controller, in milliseconds.
+Data travels by reference: a ``...Ref`` is an object in Ray's store (or, with fakes, the object itself) that the
+controller passes on and never opens.
+"""
+
+from dataclasses import dataclass
+from typing import NewType, Protocol
+
+from ring_ray.config import AlgoConfig, TrainConfig
+from ring_ray.types import BatchSummary, Ledger, Reward, RolloutStatus, UpdateMetrics
+
+RolloutRef = NewType("RolloutRef", object)  # to a Rollout
+BatchRef = NewType("BatchRef", object)  # to a TokenBatch
+LogprobsRef = NewType("LogprobsRef", object)  # to tuple[FloatArray, ...], one array a segment
+WeightsRef = NewType("WeightsRef", object)  # to Weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferStatus:
+    """How full the buffer is, in steps: 1.0 is what one optimizer step takes."""
+
+    revision: int  # counts the buffer's changes: of two answers the one with more is the newer
+    queued: float  # ready to be trained
+    backlog: float  # queued, and finished responses that wait for their group or its rewards
+
+    @property
+    def ready(self) -> bool:
+        return self.queued >= 1
+
+
+class RolloutRole(Protocol):
+    async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
+        """Continue a rollout until its K responses are finished, or until `interrupt`."""
+
+    async def interrupt(self) -> None:
+        """Make every `generate` in progress return; until `load` or `resume` no token is sampled."""
+
+    async def load(self, weights: WeightsRef, version: int) -> None: ...
+
+    async def resume(self) -> None: ...
+
+
+class RewardRole(Protocol):
+    async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
+        """One reward for each of the K responses."""
+
+
+class BufferRole(Protocol):
+    async def add(self, rollout: RolloutRef) -> BufferStatus: ...
+
+    async def score(self, prompt_index: int, rewards: tuple[Reward, ...]) -> BufferStatus: ...
+
+    async def take(self) -> tuple[BatchRef, BatchSummary, BufferStatus]: ...
+
+    async def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
+        """The policy is now ``version``: evict what is too old, then say where every token is."""
+
+
+class ReferenceRole(Protocol):
+    async def start(self, model_path: str) -> None:
+        """Load the model that stays frozen for the stage that begins."""
+
+    async def logprobs(self, batch: BatchRef) -> LogprobsRef: ...
+
+
+class PolicyRole(Protocol):
+    async def start(self, model_path: str, train: TrainConfig, algo: AlgoConfig) -> None:
+        """Begin a stage: load the model with a fresh optimizer."""
+
+    async def update(self, batch: BatchRef, reference: LogprobsRef | None) -> UpdateMetrics: ...
+
+    async def weights(self) -> WeightsRef: ...
+
+    async def save(self, path: str) -> None:
+        """Write a Hugging Face model directory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roles:
+    """All that a run talks to."""
+
+    policy: PolicyRole
+    rollout: RolloutRole
+    reward: RewardRole
+    buffer: BufferRole
+    reference: ReferenceRole | None  # only where the KL coefficient is above 0

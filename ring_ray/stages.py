@@ -1,0 +1,116 @@
+"""What a run does, in order: measure the base model, cold start, measure, C3PO, measure."""
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Protocol
+
+from ring_ray.config import RunConfig
+from ring_ray.controller import Controller, StepLog
+from ring_ray.evaluation import Accuracy, evaluate
+from ring_ray.roles import Roles
+from ring_ray.sft import Demonstration, cold_start
+from ring_ray.stream import Prompts, RolloutStream
+from ring_ray.types import Prompt
+
+
+class RunLog(StepLog, Protocol):
+    def stage(self, text: str) -> None: ...
+
+    def note(self, values: Mapping[str, float]) -> None: ...
+
+
+class RunPrompts(Prompts, Protocol):
+    @property
+    def held_out(self) -> Many[Prompt]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What a cold start learns from and is measured on."""
+
+    demonstrations: Iterator[Demonstration]
+    probe: Many[Prompt]
+
+
+class Stages:
+    """The stages of one run over its roles. Accuracies are on held-out prompts, one sampled response each."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        roles: Roles,
+        prompts: RunPrompts,
+        course: Course | None,
+        tracker: RunLog,
+    ) -> None:
+        """``course`` is None where the run has no cold start."""
+        self._config, self._roles, self._tracker = config, roles, tracker
+        self._prompts, self._course = prompts, course
+        self._stream = RolloutStream(
+            prompts=prompts,
+            rollout=roles.rollout,
+            reward=roles.reward,
+            buffer=roles.buffer,
+            algo=config.algo,
+            overlap=config.cluster.overlap,
+            max_in_flight=1
+            + ceil(config.rollout.max_sequences / config.algo.group_size) * config.cluster.rollout.workers,
+            max_response_tokens=config.rollout.max_response_tokens,
+        )
+
+    async def run(self, model_path: str, run_dir: Path) -> dict[str, Accuracy]:
+        """Returns the accuracy of each stage ("base", "sft", "rl"); leaves the trained model in ``run_dir/model``.
+
+        Without a cold start the "sft" model is the base model.
+        """
+        base = sft = await self._measure("base")
+        if self._course is not None:
+            model_path = await self._cold_start(model_path, run_dir / "sft", self._course)
+            sft = await self._measure("sft")
+        await self._reinforce(model_path)
+        await self._roles.policy.save(str(run_dir / "model"))
+        return {"base": base, "sft": sft, "rl": await self._measure("rl")}
+
+    async def _measure(self, name: str) -> Accuracy:
+        prompts = self._prompts.held_out[: self._config.evaluation.prompts]
+        self._tracker.stage(f"evaluation: {name} model on {len(prompts)} held-out prompts")
+        accuracy = await evaluate(prompts, self._roles.rollout, self._roles.reward)
+        self._tracker.note({f"accuracy/{name}": accuracy.value})
+        return accuracy
+
+    async def _cold_start(self, model_path: str, target: Path, course: Course) -> str:
+        config, roles = self._config, self._roles
+
+        async def probe() -> Accuracy:
+            await roles.rollout.load(await roles.policy.weights(), version=0)
+            return await evaluate(course.probe, roles.rollout, roles.reward)
+
+        self._tracker.stage(f"cold start: demonstrations until accuracy {config.sft.target_accuracy:g}")
+        await cold_start(
+            model_path,
+            sft=config.sft,
+            train=config.train,
+            algo=config.algo,
+            demonstrations=course.demonstrations,
+            policy=roles.policy,
+            probe=probe,
+            note=self._tracker.note,
+        )
+        await roles.rollout.load(await roles.policy.weights(), version=0)
+        await roles.policy.save(str(target))
+        return str(target)
+
+    async def _reinforce(self, model_path: str) -> None:
+        config, roles = self._config, self._roles
+        self._tracker.stage(f"{config.algo.name}: {config.train.steps} steps")
+        await roles.policy.start(model_path, config.train, config.algo)
+        if roles.reference is not None:
+            await roles.reference.start(model_path)
+        controller = Controller(
+            config, stream=self._stream, policy=roles.policy, reference=roles.reference, tracker=self._tracker
+        )
+        await controller.run()

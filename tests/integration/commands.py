@@ -1,0 +1,70 @@
+"""Run the project's commands as a user does, and see what they leave behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+MARK = "RING_RAY_TEST_MARK"  # an environment variable that every descendant inherits, whoever adopts it
+
+
+@dataclass(frozen=True)
+class Finished:
+    status: int
+    output: str
+    left_over: list[str]  # command lines of descendants that were still there
+
+
+class Command:
+    """``python ARGS`` in its own session."""
+
+    def __init__(self, *args: str) -> None:
+        self.mark = f"{os.getpid()}-{id(self)}"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_"))}
+        self.process = subprocess.Popen(
+            [sys.executable, *args],
+            cwd=ROOT,
+            env=environment | {MARK: self.mark},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def interrupt_at(self, text: str) -> None:
+        """What Ctrl-C does, once a line with ``text`` was printed: SIGINT to the whole foreground process group."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if text in line:
+                os.killpg(self.process.pid, signal.SIGINT)
+                return
+        raise AssertionError(f"the command ended before it printed {text!r}")
+
+    def finish(self, timeout: float = 280) -> Finished:
+        try:
+            output, _ = self.process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            output, _ = self.process.communicate()
+            raise AssertionError(f"the command hung; it had printed:\n{output}") from None
+        descendants = [process for process in psutil.process_iter() if self._is_ours(process)]
+        _, alive = psutil.wait_procs(descendants, timeout=20)  # Ray's own processes end shortly after their driver
+        left_over = [" ".join(process.cmdline()) for process in alive]
+        for process in alive:
+            process.kill()
+        return Finished(self.process.returncode, output, left_over)
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARK) == self.mark
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+
+def train(*overrides: str) -> Finished:
+    return Command("jobs/train.py", *overrides).finish()

@@ -1,0 +1,110 @@
+"""The main job, small: real Ray, vLLM and DeepSpeed from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.commands import Command, train
+
+SMALL = (
+    "train.steps=3",
+    "sft.max_steps=4",
+    "sft.probe_after=4",
+    "sft.probe_every=4",
+    "sft.probe_prompts=8",
+    "evaluation.prompts=16",
+    "algo.token_budget=1000",
+    "algo.groups_per_step=3",
+    "rollout.max_response_tokens=24",
+    "tracking.wandb=offline",
+)
+
+CONTRACT = [
+    "step",
+    "c3po/token_budget",
+    "c3po/trained_tokens",
+    "c3po/carried_tokens",
+    "ledger/generated",
+    "ledger/in_flight",
+    "ledger/waiting",
+    "ledger/queued",
+    "ledger/trained",
+    "ledger/filtered",
+    "ledger/evicted",
+    "ledger/dropped",
+    "policy/loss",
+    "policy/grad_norm",
+    "policy/entropy",
+    "policy/kl",
+    "policy/clip_fraction",
+    "moe/balance_loss",
+    "moe/z_loss",
+    "reward/mean",
+    "rollout/response_length_mean",
+    "perf/step_seconds",
+    "perf/trained_tokens_per_second",
+]
+
+
+def read_steps(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_balanced(step: dict[str, float]) -> None:
+    places = ("in_flight", "waiting", "queued", "trained", "filtered", "evicted", "dropped")
+    assert step["ledger/generated"] == sum(step[f"ledger/{place}"] for place in places)
+
+
+def test_c3po_with_a_reference_and_two_ranks(tmp_path: Path) -> None:
+    run = train(
+        *SMALL, f"hydra.run.dir={tmp_path}", "algo.kl_coefficient=0.001", "cluster.policy.workers=2",
+        "cluster.policy.cpus=0.25", "cluster.reward.workers=2", "cluster.reward.cpus=0.1",
+    )  # fmt: skip
+    assert run.status == 0, run.output
+    assert run.left_over == []
+    steps = read_steps(tmp_path)
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    for step in steps:
+        assert all(isinstance(step[name], int | float) for name in CONTRACT)
+        assert step["c3po/trained_tokens"] == step["c3po/token_budget"] == 1000
+        assert_balanced(step)
+    assert steps[0]["policy/kl"] == pytest.approx(0, abs=1e-5)  # the first step starts from the reference itself
+    assert steps[2]["policy/kl"] > 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["trained_tokens_min"] == summary["trained_tokens_max"] == summary["token_budget"] == 1000
+    assert summary["ledger_balanced"] is True
+    assert summary["steps"] == 3
+    assert set(summary["accuracy"]) == {"base", "sft", "rl"}
+    assert summary["accuracy"]["rl"]["n"] == 16
+    assert "<svg" in (tmp_path / "report.html").read_text()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert list((tmp_path / "model").glob("*.safetensors"))
+
+
+def test_grpo_on_a_users_file_and_model(tmp_path: Path) -> None:
+    data = tmp_path / "problems.jsonl"
+    rows = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(40)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = tmp_path / "model"
+    assert Command("jobs/make_model.py", str(model)).finish().status == 0
+    run = train(
+        *SMALL, f"hydra.run.dir={tmp_path / 'run'}", "algo=grpo", "data=jsonl", f"data.path={data}",
+        f"model.path={model}", "evaluation.prompts=2",
+    )  # fmt: skip
+    assert run.status == 0, run.output
+    assert run.left_over == []
+    steps = read_steps(tmp_path / "run")
+    assert [step["c3po/groups"] for step in steps] == [3, 3, 3]
+    for step in steps:
+        assert_balanced(step)
+
+
+def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
+    command = Command("jobs/train.py", *SMALL, "train.steps=500", f"hydra.run.dir={tmp_path}")
+    command.interrupt_at("step 2/500")
+    run = command.finish()
+    assert run.status == 130, run.output
+    assert "Traceback" not in run.output
+    assert run.left_over == []
+    assert len(read_steps(tmp_path)) >= 2

@@ -1,0 +1,169 @@
+"""The loop on in-process fakes: exact budgets, a balanced ledger, order of the steps, clear ends."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ring_ray.config import AlgoConfig, ClusterConfig, ConfigError, RunConfig, TrainConfig
+from ring_ray.controller import Controller
+from ring_ray.stream import LedgerError, RolloutStream, StarvedError, check_budget
+from ring_ray.types import StepMetrics, TokenBatch, Verdict
+from tests.unit.fakes import (
+    FakePolicy,
+    FakePrompts,
+    FakeReference,
+    FakeReward,
+    FakeRollout,
+    LocalBuffer,
+    StepList,
+)
+
+
+def run(
+    algo: AlgoConfig,
+    *,
+    steps: int = 5,
+    overlap: bool = True,
+    rollout: FakeRollout | None = None,
+    reward: FakeReward | None = None,
+    prompts: FakePrompts | None = None,
+    reference: FakeReference | None = None,
+) -> tuple[list[StepMetrics], FakePolicy, LocalBuffer]:
+    policy, log = FakePolicy(), StepList()
+    buffer = LocalBuffer(algo)
+
+    async def go() -> None:
+        stream = RolloutStream(
+            prompts=prompts or FakePrompts(),
+            rollout=rollout or FakeRollout(),
+            reward=reward or FakeReward(),
+            buffer=buffer,
+            algo=algo,
+            overlap=overlap,
+            max_in_flight=4,
+            max_response_tokens=1000,
+        )
+        config = RunConfig(algo=algo, train=TrainConfig(steps=steps), cluster=ClusterConfig(overlap=overlap))
+        controller = Controller(config, stream=stream, policy=policy, reference=reference, tracker=log)
+        await asyncio.wait_for(controller.run(), timeout=60)
+
+    asyncio.run(go())
+    return log.steps, policy, buffer
+
+
+def trained_tokens(batches: list[TokenBatch]) -> Counter[tuple[int, int, int]]:
+    """How often each (prompt, response, position) was trained; responses of a prompt are told apart by identity."""
+    return Counter(
+        (segment.prompt_index, id(segment.sequence), position)
+        for batch in batches
+        for segment in batch.segments
+        for position in range(segment.start, segment.stop)
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    budget=st.integers(1, 400),
+    group_size=st.integers(2, 5),
+    staleness=st.integers(0, 3),
+    carry=st.booleans(),
+    overlap=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_exact_budget_balanced_ledger_nothing_twice(
+    budget: int, group_size: int, staleness: int, carry: bool, overlap: bool, seed: int
+) -> None:
+    algo = AlgoConfig(token_budget=budget, group_size=group_size, max_staleness=staleness, carry=carry)
+    steps, policy, _ = run(algo, overlap=overlap, rollout=FakeRollout(seed=seed), reward=FakeReward(seed=seed))
+    assert [step.batch.trained_tokens for step in steps] == [budget] * 5
+    assert [sum(map(len, batch.segments)) for batch in policy.batches] == [budget] * 5
+    assert all(step.ledger.balanced for step in steps)
+    assert [step.ledger.trained for step in steps] == [budget * (i + 1) for i in range(5)]
+    assert max(trained_tokens(policy.batches).values()) == 1
+    for batch in policy.batches:
+        for segment in batch.segments:
+            assert segment.sequence.response_ids.tolist() == list(range(len(segment.sequence)))  # none lost on resume
+            assert batch.version - segment.sequence.versions[segment.start : segment.stop].min() <= staleness
+
+
+def test_interrupted_responses_resume_with_the_version_of_each_token() -> None:
+    algo = AlgoConfig(token_budget=100, group_size=2, max_staleness=50)
+    _, policy, _ = run(algo, steps=12, rollout=FakeRollout(mean_length=60))
+    versions = [s.sequence.versions for batch in policy.batches for s in batch.segments]
+    assert any(len(set(v.tolist())) > 1 for v in versions), "no response spans two policy versions"
+    assert all((v[1:] >= v[:-1]).all() for v in versions)
+
+
+def test_every_step_trains_then_loads_the_next_version() -> None:
+    rollout = FakeRollout()
+    _, policy, _ = run(AlgoConfig(token_budget=50), steps=3, rollout=rollout)
+    assert [batch.version for batch in policy.batches] == [0, 1, 2]
+    assert (rollout.version, rollout.loads) == (3, 3)
+
+
+def test_without_overlap_nothing_is_sampled_while_the_policy_trains() -> None:
+    steps, policy, _ = run(AlgoConfig(token_budget=50, max_staleness=5), overlap=False, steps=6)
+    assert len(policy.batches) == len(steps) == 6
+    overlapped, _, _ = run(AlgoConfig(token_budget=50, max_staleness=5), overlap=True, steps=6)
+    assert sum(step.generated_tokens for step in overlapped) >= sum(step.generated_tokens for step in steps)
+
+
+def test_reference_logprobs_reach_the_policy() -> None:
+    _, policy, _ = run(AlgoConfig(token_budget=50, kl_coefficient=1e-3), reference=FakeReference())
+    assert all(reference is not None for reference in policy.references)
+
+
+def test_grpo_takes_whole_groups() -> None:
+    algo = AlgoConfig(
+        name="grpo", selection="groups", groups_per_step=3, aggregation="response", group_size=4, max_staleness=20
+    )
+    steps, policy, _ = run(algo)
+    assert all(len(batch.segments) == 12 for batch in policy.batches)
+    assert all(segment.start == 0 for batch in policy.batches for segment in batch.segments)
+    assert len({step.batch.trained_tokens for step in steps}) > 1
+
+
+def test_back_pressure_bounds_what_is_under_way() -> None:
+    algo = AlgoConfig(token_budget=200, group_size=2, max_staleness=1)
+    steps, _, _ = run(algo, steps=10, rollout=FakeRollout(mean_length=10))
+    for step in steps:
+        held = step.ledger.in_flight + step.ledger.waiting + step.ledger.queued
+        assert held <= 3 * algo.token_budget
+
+
+def test_a_lost_token_stops_the_run() -> None:
+    rollout = FakeRollout()
+    rollout.lose_a_token = True
+    with pytest.raises(LedgerError, match="tokens were generated but"):
+        run(AlgoConfig(token_budget=50), rollout=rollout)
+
+
+@pytest.mark.parametrize(("verdict", "place"), [(Verdict.FAILED, "dropped"), (Verdict.WRONG, "filtered")])
+def test_starvation_is_an_error_and_counted(verdict: Verdict, place: str) -> None:
+    algo = AlgoConfig(token_budget=50, filter_zero_advantage=True)
+    with pytest.raises(StarvedError, match=r"algo\.token_budget=50"):
+        run(algo, reward=FakeReward(verdict), prompts=FakePrompts(distinct=5))
+
+
+def test_an_error_in_a_role_ends_the_run() -> None:
+    class Broken(FakeReward):
+        async def score(self, rollout: object) -> tuple:  # type: ignore[override,type-arg]
+            raise OSError("the verifier's disk is gone")
+
+    with pytest.raises(OSError, match="disk is gone"):
+        run(AlgoConfig(token_budget=50), reward=Broken())
+
+
+@pytest.mark.parametrize(
+    ("algo", "key"),
+    [
+        (AlgoConfig(token_budget=10_001, group_size=2), "algo.token_budget=10001"),
+        (AlgoConfig(selection="groups", groups_per_step=6, group_size=2), "algo.groups_per_step=6"),
+    ],
+)
+def test_a_budget_that_the_data_can_never_fill_is_refused(algo: AlgoConfig, key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        check_budget(algo, prompts=5, max_response_tokens=1000)
