@@ -10,6 +10,8 @@ setup: $(STAMP)
 
 # The lock is complete, so nothing is left for pip to resolve: resolving vLLM's own requirements would bring CUDA builds.
 $(STAMP): requirements/cpu.txt pyproject.toml
+	requirements/debian.sh setup
+	@echo "setting up .venv: about 3 GB, a few minutes"
 	$(PYTHON) -m venv --clear .venv
 	$(PIP) install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.txt
 	$(PIP) install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
@@ -25,6 +27,7 @@ lint: setup
 	.venv/bin/lint-imports
 
 test: lint
+	requirements/debian.sh test
 	.venv/bin/python -m pytest tests
 
 clean:

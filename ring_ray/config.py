@@ -182,7 +182,7 @@ class RewardConfig:
 class RoleResources:
     """Actors of one role and what each may use of the cluster; fractions share a core or a GPU."""
 
-    workers: int = 1
+    workers: int = 1  # processes: ranks of the policy, engines of the rollout, the pool of the reward
     cpus: float = 0.25
     gpus: float = 0.0
 
@@ -208,6 +208,8 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         require_one_of(("auto", "cpu", "cuda"), "cluster.device", self.device)
+        for role, resources in (("reference", self.reference), ("buffer", self.buffer)):
+            require(resources.workers == 1, f"cluster.{role}.workers", resources.workers, "there is only one")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -58,10 +58,10 @@ async def cold_start(
     policy: PolicyRole,
     probe: Callable[[], Awaitable[Accuracy]],
     note: Callable[[Mapping[str, float]], None],
-) -> int:
+) -> int | None:
     """Train until ``probe``, the accuracy of the current weights, reaches ``sft.target_accuracy``.
 
-    Returns the steps taken, ``sft.max_steps`` where the target was missed. ``note`` is told of every step.
+    Returns the steps taken, or None where ``sft.max_steps`` were not enough. ``note`` is told of every step.
     """
     schedule = replace(train, learning_rate=sft.learning_rate, steps=sft.max_steps)
     await policy.start(model_path, schedule, likelihood_objective(algo))
@@ -76,4 +76,4 @@ async def cold_start(
                 return step
         else:
             note(numbers)
-    return sft.max_steps
+    return None

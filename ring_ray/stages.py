@@ -90,7 +90,7 @@ class Stages:
             return await evaluate(course.probe, roles.rollout, roles.reward)
 
         self._tracker.stage(f"cold start: demonstrations until accuracy {config.sft.target_accuracy:g}")
-        await cold_start(
+        steps = await cold_start(
             model_path,
             sft=config.sft,
             train=config.train,
@@ -100,6 +100,11 @@ class Stages:
             probe=probe,
             note=self._tracker.note,
         )
+        if steps is None:
+            self._tracker.stage(
+                f"cold start: sft.target_accuracy={config.sft.target_accuracy:g} was not reached in "
+                f"sft.max_steps={config.sft.max_steps} steps; reinforcement learning may find little to learn from"
+            )
         await roles.rollout.load(await roles.policy.weights(), version=0)
         await roles.policy.save(str(target))
         return str(target)

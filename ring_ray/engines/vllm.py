@@ -11,18 +11,16 @@ import threading
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import torch
 
-from ring_ray.config import ModelConfig, RolloutConfig
+from ring_ray.config import Device, ModelConfig, RolloutConfig
 from ring_ray.engines.vllm_cpu import ENABLE_VARIABLE
 from ring_ray.types import Sequence, Weights
-
-Device = Literal["cpu", "cuda"]
 
 
 def exit_with_parent() -> None:

@@ -27,7 +27,7 @@ FLAGS = (
 def browse(tmp_path):
     """Opens a page in a fresh profile of headless Chromium and returns what that prints."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    assert chromium, "Chromium is missing: run `make setup`, or install it (apt install chromium)"
+    assert chromium, "Chromium is missing: run `make test`, or install it (apt install chromium)"
 
     def run(page: Path, *flags: str) -> str:
         command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *flags, page.as_uri()]

@@ -152,9 +152,11 @@ class FakePolicy:
     def __init__(self) -> None:
         self.batches: list[TokenBatch] = []
         self.references: list[LogprobsRef | None] = []
+        self.started: list[str] = []
+        self.saved: list[str] = []
 
     async def start(self, model_path: str, train: TrainConfig, algo: AlgoConfig) -> None:
-        return None
+        self.started.append(model_path)
 
     async def update(self, batch: BatchRef, reference: LogprobsRef | None) -> UpdateMetrics:
         assert isinstance(batch, TokenBatch)
@@ -168,7 +170,7 @@ class FakePolicy:
         return WeightsRef({})
 
     async def save(self, path: str) -> None:
-        return None
+        self.saved.append(path)
 
 
 class FakeReference:

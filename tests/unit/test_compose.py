@@ -1,0 +1,77 @@
+"""Every file of conf/ composes, alone and together; what the schema doesn't have is refused."""
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+
+from ring_ray.compose import CONF, to_run_config
+from ring_ray.config import ConfigError, RunConfig
+
+
+def composed(*overrides: str) -> RunConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_run_config(compose("config", overrides=["run_dir=somewhere", *overrides]))
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in Path(CONF, group).glob("*.yaml"))
+
+
+NEEDED = {"jsonl": ["data.path=problems.jsonl"]}
+
+
+@pytest.mark.parametrize(
+    ("algo", "data", "cluster", "experiment"), list(product(*map(names, ("algo", "data", "cluster", "experiment"))))
+)
+def test_every_combination_composes(algo: str, data: str, cluster: str, experiment: str) -> None:
+    config = composed(
+        f"algo={algo}", f"data={data}", f"cluster={cluster}", f"experiment={experiment}", *NEEDED.get(data, [])
+    )
+    assert (config.algo.name, config.data.source, config.cluster.name) == (algo, data, cluster)
+
+
+def test_the_command_lines_of_the_documentation() -> None:
+    config = composed("algo.token_budget=4096", "seed=1", "model.path=my-model", "data=jsonl", "data.path=f.jsonl")
+    assert (config.algo.token_budget, config.seed, config.model.path) == (4096, 1, "my-model")
+    assert composed("algo=grpo").algo.groups_per_step > 0
+
+
+def test_an_unknown_key_is_refused_by_name() -> None:
+    with pytest.raises(ConfigCompositionException, match="nope"):
+        composed("algo.nope=1")
+    with pytest.raises(ConfigError, match="nope"):
+        composed("+algo.nope=1")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "algo.token_budget=0",
+        "algo.group_size=1",
+        "algo.clip_range=1.5",
+        "algo.cutoff=never",
+        "algo.kl_coefficient=-1",
+        "data.eval_fraction=1.0",
+        "model.dtype=int8",
+        "rollout.temperature=0.0",
+        "train.steps=0",
+        "train.zero_stage=4",
+        "cluster.buffer.workers=2",
+        "tracking.wandb=maybe",
+        "seed=-1",
+    ],
+)
+def test_a_bad_value_is_refused_by_key_and_value(override: str) -> None:
+    key, value = override.split("=")
+    with pytest.raises(ConfigError) as refused:
+        composed(override)
+    assert key in str(refused.value)
+    assert value in str(refused.value)
+
+
+def test_jsonl_without_a_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.path"):
+        composed("data=jsonl")

@@ -1,0 +1,55 @@
+"""The arithmetic of placement, without a cluster."""
+
+import pytest
+
+from ring_ray.actors.placement import Bundle, PlacementError, check, plan
+from ring_ray.config import ClusterConfig, RoleResources
+
+
+def cluster(**roles: RoleResources) -> ClusterConfig:
+    return ClusterConfig(**roles)
+
+
+def test_policy_rollout_and_reference_share_a_slot_each() -> None:
+    asked = plan(
+        cluster(
+            policy=RoleResources(workers=2, cpus=1, gpus=0.5),
+            rollout=RoleResources(workers=3, cpus=2, gpus=0.25),
+            reference=RoleResources(cpus=0.5, gpus=0.125),
+            reward=RoleResources(workers=4, cpus=0.5),
+            buffer=RoleResources(cpus=0.25),
+        ),
+        with_reference=True,
+    )
+    assert asked.slots == (Bundle(3.5, 0.875), Bundle(3, 0.75), Bundle(2, 0.25))
+    assert asked.bundles[asked.services_index] == Bundle(2.25, 0)
+
+
+def test_no_room_is_kept_for_a_reference_that_is_not_spawned() -> None:
+    asked = plan(cluster(reference=RoleResources(cpus=100)), with_reference=False)
+    check(asked, [{"CPU": 2.0}])
+
+
+def test_fractions_that_add_up_exactly_fit() -> None:
+    resources = RoleResources(cpus=0.1)
+    asked = plan(
+        cluster(policy=resources, rollout=RoleResources(cpus=0.2), reward=resources, buffer=resources),
+        with_reference=False,
+    )
+    check(asked, [{"CPU": 0.3}, {"CPU": 0.2}])
+
+
+def test_a_bundle_does_not_fit_across_two_nodes() -> None:
+    asked = plan(cluster(policy=RoleResources(cpus=3)), with_reference=False)
+    with pytest.raises(PlacementError):
+        check(asked, [{"CPU": 2.0}, {"CPU": 2.0}])
+
+
+def test_the_error_shows_asked_and_available() -> None:
+    asked = plan(cluster(policy=RoleResources(cpus=8, gpus=1)), with_reference=False)
+    with pytest.raises(PlacementError) as refused:
+        check(asked, [{"CPU": 4.0}])
+    lines = [line.split() for line in str(refused.value).splitlines()]
+    assert ["CPU", "9", "4"] in lines
+    assert ["GPU", "1", "0"] in lines
+    assert ["cluster.policy", "1", "x", "8", "CPU,", "1", "GPU"] in lines

@@ -1,0 +1,109 @@
+"""The stages of a run on in-process fakes."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ring_ray.config import AlgoConfig, EvaluationConfig, RolloutConfig, RunConfig, SftConfig, TrainConfig
+from ring_ray.evaluation import EvaluationError, evaluate
+from ring_ray.roles import Roles
+from ring_ray.sft import Demonstration
+from ring_ray.stages import Course, Stages
+from ring_ray.types import StepMetrics, Verdict
+from tests.unit.fakes import FakePolicy, FakePrompts, FakeReward, FakeRollout, LocalBuffer, make_prompt
+
+
+class HeldOut(FakePrompts):
+    held_out = tuple(make_prompt(index) for index in range(20))
+
+
+class Journal:
+    """What a run tells its tracker, in order."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.notes: list[Mapping[str, float]] = []
+        self.steps: list[StepMetrics] = []
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def note(self, values: Mapping[str, float]) -> None:
+        self.notes.append(values)
+
+    def log(self, metrics: StepMetrics) -> None:
+        self.steps.append(metrics)
+
+
+def demonstrations() -> Iterator[Demonstration]:
+    while True:
+        yield make_prompt(0), np.array([5, 6, 7], np.int32)
+
+
+CONFIG = RunConfig(
+    algo=AlgoConfig(token_budget=50, group_size=2, max_staleness=5),
+    rollout=RolloutConfig(max_response_tokens=1000, max_sequences=8),
+    train=TrainConfig(steps=3),
+    sft=SftConfig(max_steps=6, probe_after=2, probe_every=2, target_accuracy=0.9, batch_size=4),
+    evaluation=EvaluationConfig(prompts=10),
+)
+
+
+def run(
+    config: RunConfig, reward: FakeReward, course: Course | None, run_dir: Path
+) -> tuple[dict[str, float], FakePolicy, Journal]:
+    policy, journal = FakePolicy(), Journal()
+
+    async def go() -> dict[str, float]:
+        roles = Roles(
+            policy=policy, rollout=FakeRollout(), reward=reward, buffer=LocalBuffer(config.algo), reference=None
+        )
+        stages = Stages(config, roles=roles, prompts=HeldOut(), course=course, tracker=journal)
+        accuracies = await asyncio.wait_for(stages.run("base-model", run_dir), timeout=60)
+        assert {accuracy.n for accuracy in accuracies.values()} == {config.evaluation.prompts}
+        return {stage: accuracy.value for stage, accuracy in accuracies.items()}
+
+    return asyncio.run(go()), policy, journal
+
+
+def test_base_cold_start_and_rl_in_order(tmp_path: Path) -> None:
+    course = Course(demonstrations(), HeldOut.held_out[:5])
+    accuracy, policy, journal = run(CONFIG, FakeReward(Verdict.CORRECT), course, tmp_path)
+    assert list(accuracy) == ["base", "sft", "rl"]
+    assert [text.split(":")[0] for text in journal.stages] == [
+        "evaluation",
+        "cold start",
+        "evaluation",
+        "c3po",
+        "evaluation",
+    ]
+    # the first probe reaches the target, so the cold start stops there
+    assert [note["sft/step"] for note in journal.notes if "sft/step" in note] == [1, 2]
+    assert policy.started == ["base-model", str(tmp_path / "sft")]
+    assert policy.saved == [str(tmp_path / "sft"), str(tmp_path / "model")]
+    sft, rl = policy.batches[:2], policy.batches[2:]
+    assert all(batch.token_budget == batch.trained_tokens == 12 for batch in sft)
+    assert [batch.trained_tokens for batch in rl] == [50, 50, 50]
+    assert len(journal.steps) == 3
+
+
+def test_a_cold_start_that_misses_its_target_ends_and_says_so(tmp_path: Path) -> None:
+    course = Course(demonstrations(), HeldOut.held_out[:5])
+    _, _, journal = run(CONFIG, FakeReward(Verdict.WRONG), course, tmp_path)
+    assert [note["sft/step"] for note in journal.notes if "sft/step" in note] == [1, 2, 3, 4, 5, 6]
+    assert any("sft.target_accuracy=0.9 was not reached" in text for text in journal.stages)
+
+
+def test_without_a_cold_start_sft_is_the_base_model(tmp_path: Path) -> None:
+    accuracy, policy, _ = run(replace(CONFIG), FakeReward(), None, tmp_path)
+    assert accuracy["sft"] == accuracy["base"]
+    assert policy.started == ["base-model"]
+
+
+def test_a_failed_verdict_is_no_accuracy() -> None:
+    with pytest.raises(EvaluationError, match="p-0"):
+        asyncio.run(evaluate([make_prompt(0)], FakeRollout(), FakeReward(Verdict.FAILED)))
