@@ -47,7 +47,8 @@ def launch(config: RunConfig) -> None:
         try:
             with ray_session(config.cluster):
                 accuracies = asyncio.run(_go_through_stages(config, model_path, prompts, course, tracker))
-            tracker.summary({stage: AccuracyInterval.of(seen.correct, seen.n) for stage, seen in accuracies.items()})
+            intervals = {stage: AccuracyInterval.of(seen.correct, seen.n) for stage, seen in accuracies.items()}
+            tracker.stage(tracker.summary(intervals).sentence)
         finally:
             if tracker.steps:  # a run that was interrupted has something to show, too
                 write_report([run_dir], report)

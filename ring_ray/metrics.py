@@ -118,6 +118,17 @@ class RunSummary:
     grad_norm_cv: float | None
     ledger_balanced: bool  # at every step
 
+    @property
+    def sentence(self) -> str:
+        """The result on one line."""
+        accuracy = " -> ".join(f"{stage} {seen.value:.3f}" for stage, seen in self.accuracy.items() if seen)
+        variation = ", ".join(
+            f"{name} {value:.3f}"
+            for name, value in (("trained tokens", self.trained_tokens_cv), ("gradient norm", self.grad_norm_cv))
+            if value is not None
+        )
+        return f"accuracy {accuracy}; coefficient of variation over the steps: {variation}"
+
 
 def coefficient_of_variation(values: Sequence[float]) -> float | None:
     """Population standard deviation over mean; None where the mean is 0 or a value is not finite."""
