@@ -38,7 +38,7 @@ import numpy as np
 from ring_ray.algo.advantage import group_advantages
 from ring_ray.algo.budget import Segments, Selection, select, staleness_sum, without_stale
 from ring_ray.config import AlgoConfig
-from ring_ray.types import BatchSummary, FloatArray, Ledger, Reward, Rollout, Segment, TokenBatch, Verdict
+from ring_ray.types import BatchSummary, FloatArray, Ledger, Reward, Rollout, Segment, TokenBatch
 
 Place: TypeAlias = Literal["waiting", "queued", "trained", "filtered", "evicted", "dropped"]
 
@@ -127,7 +127,7 @@ class RolloutBuffer:
         if len(rewards) != self._algo.group_size:
             raise ValueError(f"prompt {prompt_index} has {len(rewards)} rewards, not {self._algo.group_size}")
         tokens = sum(map(len, rollout.sequences))
-        if any(reward.verdict is Verdict.FAILED for reward in rewards):
+        if not all(reward.verdict.reached for reward in rewards):
             del self._waiting[prompt_index]
             self._move(tokens, "waiting", "dropped")
             self._window.lost_response_lengths.extend(len(sequence) for sequence in rollout.sequences if len(sequence))

@@ -30,10 +30,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 def main(composed: DictConfig) -> None:
     """Run one job. A mistake of the user's ends it with one clear line, not with a stack trace."""
     try:
-        config = to_run_config(composed)
-        Path(config.run_dir).mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(composed, Path(config.run_dir, "config.yaml"), resolve=True)
-        launch(config)
+        launch(to_run_config(composed))
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)

@@ -43,6 +43,7 @@ class DataConfig:
     path: str | None = None  # the file, for source=jsonl; columns prompt, answer, and optionally domain, verifier
     eval_path: str | None = None  # held-out file; null holds out eval_fraction of path
     eval_fraction: float = 0.125  # share of the distinct prompts that is never trained on
+    instruction: str = ""  # appended to each prompt of the file, such as the paper's "Please reason step by step, ..."
     max_digits: int = 2  # digits of each operand, for source=sums
     size: int = 20000  # draws, for source=sums; equal ones count once, held-out ones are among them
     domain: str = "math"  # for rows that name none
@@ -95,6 +96,8 @@ class AlgoConfig:
         require(
             self.group_size >= 2, "algo.group_size", self.group_size, "advantages need at least 2 responses a prompt"
         )
+        require(self.groups_per_step >= 0, "algo.groups_per_step", self.groups_per_step, "must not be negative")
+        require(self.advantage_epsilon > 0, "algo.advantage_epsilon", self.advantage_epsilon, "must be above 0")
         require(0 < self.clip_range < 1, "algo.clip_range", self.clip_range, "must be between 0 and 1")
         require(self.max_staleness >= 0, "algo.max_staleness", self.max_staleness, "must not be negative")
         for key in ("kl_coefficient", "entropy_coefficient", "balance_coefficient", "z_coefficient"):
@@ -119,6 +122,18 @@ class RolloutConfig:
             require(getattr(self, key) > 0, f"rollout.{key}", getattr(self, key), "must be at least 1")
         require(self.temperature > 0, "rollout.temperature", self.temperature, "must be above 0")
         require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be in (0, 1]")
+        require(
+            0 < self.gpu_memory_fraction < 1,
+            "rollout.gpu_memory_fraction",
+            self.gpu_memory_fraction,
+            "must be between 0 and 1",
+        )
+        require(
+            self.max_batched_tokens >= self.max_sequences,
+            "rollout.max_batched_tokens",
+            self.max_batched_tokens,
+            f"must hold a token of each of rollout.max_sequences={self.max_sequences}",
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -157,6 +172,7 @@ class SftConfig:
 
     def __post_init__(self) -> None:
         require_one_of(("auto", "always", "never"), "sft.enabled", self.enabled)
+        require(self.learning_rate > 0, "sft.learning_rate", self.learning_rate, "must be above 0")
         require(0 < self.target_accuracy < 1, "sft.target_accuracy", self.target_accuracy, "must be between 0 and 1")
         for key in ("max_steps", "batch_size", "probe_every", "probe_prompts"):
             require(getattr(self, key) >= 1, f"sft.{key}", getattr(self, key), "must be at least 1")
@@ -186,10 +202,6 @@ class RoleResources:
     cpus: float = 0.25
     gpus: float = 0.0
 
-    def __post_init__(self) -> None:
-        require(self.workers >= 1, "workers", self.workers, "must be at least 1")
-        require(self.cpus >= 0 and self.gpus >= 0, "cpus/gpus", (self.cpus, self.gpus), "must not be negative")
-
 
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
@@ -197,7 +209,6 @@ class ClusterConfig:
 
     name: str = "local"
     address: str | None = None  # of a running Ray cluster; null starts one on this machine
-    device: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is one
     overlap: bool = True  # generation goes on while the policy trains; false interrupts it
     placement_timeout_seconds: float = 60.0
     policy: RoleResources = field(default_factory=lambda: RoleResources(cpus=0.5))
@@ -207,9 +218,25 @@ class ClusterConfig:
     buffer: RoleResources = field(default_factory=RoleResources)
 
     def __post_init__(self) -> None:
-        require_one_of(("auto", "cpu", "cuda"), "cluster.device", self.device)
-        for role, resources in (("reference", self.reference), ("buffer", self.buffer)):
-            require(resources.workers == 1, f"cluster.{role}.workers", resources.workers, "there is only one")
+        for role in ("policy", "reference", "rollout", "reward", "buffer"):
+            resources: RoleResources = getattr(self, role)
+            require(resources.workers >= 1, f"cluster.{role}.workers", resources.workers, "must be at least 1")
+            require(resources.cpus > 0, f"cluster.{role}.cpus", resources.cpus, "must be above 0")
+            require(resources.gpus >= 0, f"cluster.{role}.gpus", resources.gpus, "must not be negative")
+        for role in ("reference", "buffer"):
+            workers = getattr(self, role).workers
+            require(workers == 1, f"cluster.{role}.workers", workers, "there is only one")
+        require(
+            (self.policy.gpus > 0) == (self.rollout.gpus > 0),
+            "cluster.rollout.gpus",
+            self.rollout.gpus,
+            f"policy and rollout run on GPUs together or not at all: cluster.policy.gpus={self.policy.gpus}",
+        )
+
+    @property
+    def device(self) -> Device:
+        """What the engines run on: GPUs where the roles were given a share of one."""
+        return "cuda" if self.policy.gpus > 0 else "cpu"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -241,3 +268,21 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        require(
+            self.rollout.top_p == 1,
+            "rollout.top_p",
+            self.rollout.top_p,
+            "must be 1: ratios compare whole distributions, not what a cut leaves of them",
+        )
+        require(
+            self.train.zero_stage > 0 or self.model.dtype == "float32",
+            "train.zero_stage",
+            self.train.zero_stage,
+            "must be 1, 2 or 3 where model.dtype=bfloat16: without ZeRO there are no fp32 master weights",
+        )
+        require(
+            self.algo.kl_coefficient == 0 or (self.cluster.reference.gpus > 0) == (self.cluster.policy.gpus > 0),
+            "cluster.reference.gpus",
+            self.cluster.reference.gpus,
+            f"the reference runs where the policy runs: cluster.policy.gpus={self.cluster.policy.gpus}",
+        )

@@ -5,13 +5,14 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
 from ring_ray.roles import RewardRole, RolloutRef, RolloutRole
-from ring_ray.types import Prompt, Rollout, Sequence, Verdict
+from ring_ray.types import Prompt, Reward, Rollout, Sequence, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
     correct: int
-    n: int
+    n: int  # responses that were judged
+    unjudged: int = 0  # the verifier failed or timed out on these, so they count neither way
 
     @property
     def value(self) -> float:
@@ -19,19 +20,21 @@ class Accuracy:
 
 
 class EvaluationError(RuntimeError):
-    """A verdict could not be reached, so an accuracy would be a guess."""
+    """No response could be judged, so there is no accuracy."""
 
 
 async def evaluate(prompts: Many[Prompt], rollout: RolloutRole, reward: RewardRole) -> Accuracy:
     """Sample one response a prompt and count the correct ones. The engines must be idle and accepting work."""
 
-    async def verdict(prompt: Prompt) -> Verdict:
+    async def judge(prompt: Prompt) -> Reward:
         start = RolloutRef(Rollout(prompt=prompt, sequences=(Sequence.start(prompt.token_ids),)))
         finished, _ = await rollout.generate(start)
-        (score,) = await reward.score(finished)
-        if score.verdict is Verdict.FAILED:
-            raise EvaluationError(f"the verifier failed on {prompt.id}: {score.reason}")
-        return score.verdict
+        (judgement,) = await reward.score(finished)
+        return judgement
 
-    verdicts = await asyncio.gather(*(verdict(prompt) for prompt in prompts))
-    return Accuracy(correct=verdicts.count(Verdict.CORRECT), n=len(verdicts))
+    judgements = await asyncio.gather(*(judge(prompt) for prompt in prompts))
+    verdicts = [judgement.verdict for judgement in judgements if judgement.verdict.reached]
+    if not verdicts:
+        raise EvaluationError(f"none of {len(prompts)} responses could be judged, the first: {judgements[0].reason}")
+    unjudged = len(judgements) - len(verdicts)
+    return Accuracy(correct=verdicts.count(Verdict.CORRECT), n=len(verdicts), unjudged=unjudged)

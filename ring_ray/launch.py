@@ -4,6 +4,8 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from ring_ray.actors.cluster import ray_session, spawned
 from ring_ray.actors.placement import PlacementError
 from ring_ray.config import ConfigError, DataConfig, RunConfig
@@ -11,6 +13,7 @@ from ring_ray.data.demonstrations import demonstrations
 from ring_ray.data.rows import DataError
 from ring_ray.data.source import PromptSource, load_prompts
 from ring_ray.data.tokenizer import Tokenizer, load_tokenizer
+from ring_ray.engines.hf import check_context
 from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.evaluation import Accuracy
 from ring_ray.metrics import AccuracyInterval
@@ -37,9 +40,11 @@ def launch(config: RunConfig) -> None:
         make_tiny_model(model_path, config.seed)
     tokenizer = load_tokenizer(model_path, config.model)
     prompts = load_prompts(config, tokenizer, FACTORIES)
+    check_context(model_path, config.model, config.rollout)
     check_budget(config.algo, len(prompts), config.rollout.max_response_tokens)
     cold = config.sft.enabled == "always" or (config.sft.enabled == "auto" and fresh)
     course = prepare_course(config, prompts, tokenizer) if cold else None
+    OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
     report = run_dir / "report.html"
     report.unlink(missing_ok=True)  # of an earlier run
     with Tracker(config) as tracker:

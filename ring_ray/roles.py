@@ -1,8 +1,9 @@
 """What the controller asks of each role, without knowing who answers.
 
 The Ray actors in `actors/` answer in a run; in-process fakes answer in the tests of the controller, in milliseconds.
-Data travels by reference: a ``...Ref`` is an object in Ray's store (or, with fakes, the object itself) that the
-controller passes on and never opens.
+Data travels by reference: a ``...Ref`` is an object in Ray's store that the controller passes on and never opens, or
+the object itself where there is nothing to keep out of the process: with fakes, for a rollout that has no token yet,
+and for the demonstrations that the driver makes.
 """
 
 from dataclasses import dataclass

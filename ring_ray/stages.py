@@ -80,6 +80,8 @@ class Stages:
         self._tracker.stage(f"evaluation: {name} model on {len(prompts)} held-out prompts")
         accuracy = await evaluate(prompts, self._roles.rollout, self._roles.reward)
         self._tracker.note({f"accuracy/{name}": accuracy.value})
+        if accuracy.unjudged:
+            self._tracker.stage(f"  {accuracy.unjudged} responses could not be judged and count neither way")
         return accuracy
 
     async def _cold_start(self, model_path: str, target: Path, course: Course) -> str:
@@ -112,6 +114,12 @@ class Stages:
     async def _reinforce(self, model_path: str) -> None:
         config, roles = self._config, self._roles
         self._tracker.stage(f"{config.algo.name}: {config.train.steps} steps")
+        longest_group = config.algo.group_size * config.rollout.max_response_tokens
+        if config.algo.selection == "tokens" and longest_group > config.algo.token_budget:
+            self._tracker.stage(
+                f"  one group may have {longest_group} tokens, more than algo.token_budget={config.algo.token_budget}: "
+                "expect many to grow too old before their turn"
+            )
         await roles.policy.start(model_path, config.train, config.algo)
         if roles.reference is not None:
             await roles.reference.start(model_path)

@@ -14,7 +14,7 @@ from ring_ray.config import AlgoConfig, ConfigError
 from ring_ray.roles import BatchRef, BufferRole, BufferStatus, RewardRole, RolloutRef, RolloutRole, WeightsRef
 from ring_ray.types import BatchSummary, Ledger, Prompt, Rollout, RolloutStatus, Sequence
 
-PASSES_TO_FILL = 10  # passes over the data that one step may take before the run is called starved
+MAX_PASSES = 10  # over the data for one step; a step that needs more is not going to come
 
 
 class Prompts(Protocol):
@@ -97,15 +97,19 @@ class RolloutStream:
         if kind is None:
             await self._rollout.interrupt()  # what was in flight stops sampling
             await self._rollout.resume()
+            self._raise_failure()
 
     async def take(self) -> tuple[BatchRef, BatchSummary]:
-        """Wait until one step's tokens are there, then take exactly those. Raises `StarvedError`, never hangs."""
+        """Wait until one step's tokens are there, then take exactly those.
+
+        Raises `StarvedError` where they will not come, and what any prompt's generation or scoring raised.
+        """
         while not self._status.ready:
-            if self._failure is not None:
-                raise self._failure
+            self._raise_failure()
             self._check_not_starved()
             self._changed.clear()
             await self._changed.wait()
+        self._raise_failure()
         batch, summary, status = await self._buffer.take()
         self._observe(status)
         self._scored_since_take = 0
@@ -124,8 +128,10 @@ class RolloutStream:
         Raises `LedgerError` if a token is not exactly where the ledger says.
         """
         await self.pause()
+        self._raise_failure()
         buffered, status = await self._buffer.advance(version)
         self._observe(status)
+        self._scored_since_take = 0  # what was scored until now may just have been evicted
         ledger = self._account(buffered)
         await self._rollout.load(weights, version)
         self._open.set()
@@ -203,6 +209,10 @@ class RolloutStream:
             del self._in_flight[index]
         return status.finished
 
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
     def _observe(self, status: BufferStatus) -> None:
         """Keep the buffer's newest answer: answers may be seen out of order."""
         if status.revision > self._status.revision:
@@ -210,11 +220,12 @@ class RolloutStream:
 
     def _check_not_starved(self) -> None:
         passes = self._scored_since_take / len(self._prompts)
-        if passes < 1 or self._status.queued * PASSES_TO_FILL >= 1:
+        if passes < 1 or (passes < MAX_PASSES and self._status.queued > 0):
             return
+        algo = self._algo
+        key = "token_budget" if algo.selection == "tokens" else "groups_per_step"
         raise StarvedError(
             f"one optimizer step can't be filled: {passes:.1f} passes over the {len(self._prompts)} prompts gave "
-            f"{self._status.queued:.1%} of algo.token_budget={self._algo.token_budget}. Lower algo.token_budget, raise "
-            f"algo.group_size, add data, or look at the rewards and at "
-            f"algo.filter_zero_advantage={self._algo.filter_zero_advantage}"
+            f"{self._status.queued:.0%} of algo.{key}={getattr(algo, key)}. Lower it, raise algo.group_size, add data, "
+            f"or look at the rewards and at algo.filter_zero_advantage={algo.filter_zero_advantage}"
         )

@@ -39,7 +39,7 @@ class Prompt:
 
     index: int
     id: str  # unique within the data set, e.g. "sums-17" or "train.jsonl:42"
-    domain: str  # metrics are kept per domain
+    domain: str  # such as "math"
     text: str  # what the user asked, before the chat template
     token_ids: IntArray  # [P], chat template applied, generation prompt included
     verifier: str  # name in the verifier registry
@@ -97,7 +97,12 @@ class Verdict(StrEnum):
     WRONG = "wrong"
     UNPARSABLE = "unparsable"
     TIMED_OUT = "timed out"
-    FAILED = "failed"  # the verifier itself broke: never a score of 0, the group is dropped and counted
+    FAILED = "failed"
+
+    @property
+    def reached(self) -> bool:
+        """Whether the response was judged at all. If not, the fault is not its own: that is never a score of 0."""
+        return self not in (Verdict.TIMED_OUT, Verdict.FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from ring_ray.actors.policy import PolicyGang, PolicyWorker
 from ring_ray.actors.reference import ReferenceHandle, ReferenceWorker
 from ring_ray.actors.reward import RewardPool, RewardWorker
 from ring_ray.actors.rollout import RolloutPool, RolloutWorker
-from ring_ray.config import ClusterConfig, Device, RoleResources, RunConfig
+from ring_ray.config import ClusterConfig, RoleResources, RunConfig
 from ring_ray.roles import Roles
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,9 @@ T = TypeVar("T")
 
 CLOSE_SECONDS = 20
 LOOPBACK = "127.0.0.1"
-# one thread an actor: on shared cores two one-thread processes do more than one two-thread process
+# One thread an actor that has no cores of its own: two one-thread processes do more on two cores than two of two.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "ERROR"}
+MAX_CALLS = 100_000  # in progress in one rollout worker: an interruption must never queue behind what it interrupts
 
 
 @contextmanager
@@ -40,6 +41,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only, and no token file in the home directory
         ray.init(
+            address="local",  # never a cluster that happens to run here
             _node_ip_address=LOOPBACK,
             include_dashboard=False,
             runtime_env=environment,
@@ -52,30 +54,23 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def resolve_device(cluster: ClusterConfig) -> Device:
-    """``cluster.device``, with "auto" settled: cuda where the cluster has a GPU, cpu elsewhere."""
-    if cluster.device == "cpu":
-        return "cpu"
-    return "cuda" if cluster.device == "cuda" or ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
-
-
 @asynccontextmanager
 async def spawned(config: RunConfig, model_path: str) -> AsyncIterator[Roles]:
     """All actors of a run, placed; engines are closed and actors ended on the way out, whatever happened."""
     layout = plan(config.cluster, with_reference=config.algo.kl_coefficient > 0)
-    with placed(layout, config.cluster.placement_timeout_seconds) as group:
-        cast = Cast(config, model_path, layout, group)
+    async with placed(layout, config.cluster.placement_timeout_seconds) as group:
+        crew = Crew(config, model_path, layout, group)
         try:
-            yield cast.roles
+            yield crew.roles
         finally:
-            await cast.end()
+            await crew.end()
 
 
-class Cast:
+class Crew:
     """The actors of one run, each in its bundle."""
 
     def __init__(self, config: RunConfig, model_path: str, layout: Plan, group: PlacementGroup) -> None:
-        cluster, device = config.cluster, resolve_device(config.cluster)
+        cluster, device = config.cluster, config.cluster.device
         self._group = group
         self._actors: list[Any] = []
 
@@ -106,11 +101,12 @@ class Cast:
 
     def _spawn(self, worker: type[T], name: str, role: RoleResources, bundle: int, *args: object) -> ActorProxy[T]:
         place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-        actor: ActorProxy[T] = (
-            ray.remote(worker)
-            .options(name=name, num_cpus=role.cpus, num_gpus=role.gpus, scheduling_strategy=place)
-            .remote(*args)
-        )
+        options: dict[str, Any] = {"name": name, "num_cpus": role.cpus, "num_gpus": role.gpus}
+        if role.cpus >= 2:
+            options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(int(role.cpus))}}
+        if worker is RolloutWorker:
+            options["max_concurrency"] = MAX_CALLS
+        actor: ActorProxy[T] = ray.remote(worker).options(scheduling_strategy=place, **options).remote(*args)
         self._actors.append(actor)
         return actor
 

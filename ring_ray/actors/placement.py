@@ -4,8 +4,9 @@ Slot i is a bundle that policy rank i, rollout engine i and reference i share by
 turns on the same device. The buffer and the reward workers share one more bundle.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import ray
@@ -95,19 +96,22 @@ def _explain(asked: Plan, nodes: list[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def placed(asked: Plan, timeout_seconds: float) -> Iterator[PlacementGroup]:
+@asynccontextmanager
+async def placed(asked: Plan, timeout_seconds: float) -> AsyncIterator[PlacementGroup]:
     """The placement group, ready; removed at the end."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     check(asked, nodes)
     group = placement_group([bundle.resources() for bundle in asked.bundles], strategy="PACK")
     try:
-        if not group.wait(timeout_seconds):
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await group.ready()
+        except TimeoutError:
             raise PlacementError(
                 f"the cluster is busy: waited cluster.placement_timeout_seconds={timeout_seconds:g} for\n"
                 f"{asked.table}\n"
                 f"  free now: {ray.available_resources()}"
-            )
+            ) from None
         yield group
     finally:
         remove_placement_group(group)

@@ -8,6 +8,7 @@ import ray
 from ray import ObjectRef
 from ray.actor import ActorProxy
 
+from ring_ray.actors.calls import two_refs
 from ring_ray.config import AlgoConfig, Device, RunConfig, TrainConfig
 from ring_ray.engines.deepspeed import DeepSpeedEngine
 from ring_ray.roles import BatchRef, LogprobsRef, WeightsRef
@@ -56,9 +57,10 @@ class PolicyWorker:
     def update(self, batch: TokenBatch, reference: tuple[FloatArray, ...] | None) -> UpdateMetrics:
         return self._started.update(batch, reference)
 
-    @ray.method
-    def weights(self) -> Weights:
-        return self._started.weights()
+    @ray.method(num_returns=2)
+    def weights(self) -> tuple[Weights, None]:
+        """The weights, and a second value that is there when they are."""
+        return self._started.weights(), None
 
     @ray.method
     def save(self, path: str) -> None:
@@ -76,15 +78,15 @@ class PolicyGang:
         await asyncio.gather(*(worker.start.remote(meeting, model_path, train, algo) for worker in self._workers))
 
     async def update(self, batch: BatchRef, reference: LogprobsRef | None) -> UpdateMetrics:
-        segments = cast("ObjectRef[TokenBatch]", batch)
+        segments = cast("TokenBatch | ObjectRef[TokenBatch]", batch)
         logprobs = cast("ObjectRef[tuple[FloatArray, ...] | None] | None", reference)
         metrics = await asyncio.gather(*(worker.update.remote(segments, logprobs) for worker in self._workers))
         return metrics[0]
 
     async def weights(self) -> WeightsRef:
-        first, *others = [worker.weights.remote() for worker in self._workers]
-        await asyncio.gather(*others)
-        return WeightsRef(first)
+        gathered = [two_refs(worker.weights.remote()) for worker in self._workers]
+        await asyncio.gather(*(done for _, done in gathered))
+        return WeightsRef(gathered[0][0])
 
     async def save(self, path: str) -> None:
         await asyncio.gather(*(worker.save.remote(path) for worker in self._workers))

@@ -67,7 +67,7 @@ class RolloutPool:
         index = self._load.index(min(self._load))
         self._load[index] += 1
         try:
-            call = self._workers[index].generate.remote(cast("ObjectRef[Rollout]", rollout))
+            call = self._workers[index].generate.remote(cast("Rollout | ObjectRef[Rollout]", rollout))
             grown, status = two_refs(call)
             return RolloutRef(grown), await status
         finally:

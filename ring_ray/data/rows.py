@@ -43,10 +43,18 @@ def parse_row(record: object, where: str, data: DataConfig, verifiers: Collectio
     return Row(
         id=where,
         domain=_text(record.get("domain") or data.domain, f"{where}: domain"),
-        messages=_messages(record["prompt"], f"{where}: prompt"),
+        messages=_instructed(_messages(record["prompt"], f"{where}: prompt"), data.instruction),
         verifier=verifier,
         answer=answer,
     )
+
+
+def _instructed(messages: tuple[Message, ...], instruction: str) -> tuple[Message, ...]:
+    """The conversation with ``instruction`` at the end of its last message."""
+    if not instruction:
+        return messages
+    *before, last = messages
+    return (*before, last | {"content": f"{last['content']}\n{instruction}"})
 
 
 def _messages(prompt: object, what: str) -> tuple[Message, ...]:

@@ -1,5 +1,6 @@
 """The policy under training: DeepSpeed ZeRO around `algo.loss.accumulate`."""
 
+import gc
 import math
 import os
 from dataclasses import replace
@@ -15,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from ring_ray.algo.loss import StepSums, accumulate, update_metrics
 from ring_ray.algo.packing import MicroBatch, collate, pack, token_weights
-from ring_ray.config import AlgoConfig, ModelConfig, TrainConfig, require
+from ring_ray.config import AlgoConfig, ModelConfig, TrainConfig
 from ring_ray.engines.hf import CausalPolicy, load_model, rank_logprobs
 from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics, Weights
 
@@ -43,12 +44,6 @@ class DeepSpeedEngine:
         master_address: str = "127.0.0.1",
         master_port: int = 0,
     ) -> None:
-        require(
-            train.zero_stage > 0 or model.dtype == "float32",
-            "train.zero_stage",
-            train.zero_stage,
-            "must be 1, 2 or 3 where model.dtype=bfloat16: without ZeRO there are no fp32 master weights",
-        )
         self._model_path, self._trust_remote_code = model_path, model.trust_remote_code
         self._train = train
         self._rank, self._world_size, self._device = rank, world_size, torch.device(device)
@@ -141,7 +136,11 @@ class DeepSpeedEngine:
         if self._engine is not None:
             self._engine.destroy()
             self._engine = None
+            if self._train.zero_stage == 3:
+                # DeepSpeed leaves the model there, and with it its shards and the optimizer's state.
+                self._deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK.remove(self._policy)
             del self._policy
+            gc.collect()  # modules, hooks and optimizer refer to each other; the next engine may need their memory
 
     def _clip_gradients(self, *_: object) -> None:
         norm = nn.utils.clip_grad_norm_(self._policy.parameters(), self._train.max_grad_norm)

@@ -2,14 +2,14 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from ring_ray.algo.logprobs import TokenOutputs, token_logprobs
 from ring_ray.algo.loss import Policy
 from ring_ray.algo.moe import RouterSums
 from ring_ray.algo.packing import Rows, collate, pack, split_tokens
-from ring_ray.config import ModelConfig
+from ring_ray.config import ModelConfig, RolloutConfig, require
 from ring_ray.types import FloatArray, TokenBatch
 
 logging.disable_progress_bar()  # each rank and role would draw its own
@@ -23,6 +23,19 @@ def load_model(path: str, config: ModelConfig) -> PreTrainedModel:
     dtype = getattr(torch, config.dtype)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=config.trust_remote_code)
     return model.eval()
+
+
+def check_context(path: str, model: ModelConfig, rollout: RolloutConfig) -> None:
+    """Raise `ConfigError` where prompt and response may together be longer than the model's context."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    require(
+        context is None or longest <= context,
+        "rollout.max_response_tokens",
+        rollout.max_response_tokens,
+        f"with rollout.max_prompt_tokens={rollout.max_prompt_tokens} it exceeds the {context} tokens of {path}",
+    )
 
 
 class CausalPolicy(nn.Module):

@@ -36,14 +36,22 @@ class Command:
             start_new_session=True,
         )
 
-    def interrupt_at(self, text: str) -> None:
-        """What Ctrl-C does, once a line with ``text`` was printed: SIGINT to the whole foreground process group."""
+    def wait_for(self, text: str) -> None:
+        """Return once a line with ``text`` was printed."""
         assert self.process.stdout is not None
+        seen = []
         for line in self.process.stdout:
+            seen.append(line)
             if text in line:
-                os.killpg(self.process.pid, signal.SIGINT)
                 return
-        raise AssertionError(f"the command ended before it printed {text!r}")
+        raise AssertionError(f"the command ended before it printed {text!r}:\n{''.join(seen)}")
+
+    def interrupt(self) -> None:
+        """What Ctrl-C does: SIGINT to the whole foreground process group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def descendants(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def finish(self, timeout: float = 280) -> Finished:
         try:
@@ -52,8 +60,9 @@ class Command:
             os.killpg(self.process.pid, signal.SIGKILL)
             output, _ = self.process.communicate()
             raise AssertionError(f"the command hung; it had printed:\n{output}") from None
-        descendants = [process for process in psutil.process_iter() if self._is_ours(process)]
-        _, alive = psutil.wait_procs(descendants, timeout=20)  # Ray's own processes end shortly after their driver
+        _, alive = psutil.wait_procs(
+            self.descendants(), timeout=20
+        )  # Ray's own processes end shortly after their driver
         left_over = [" ".join(process.cmdline()) for process in alive]
         for process in alive:
             process.kill()

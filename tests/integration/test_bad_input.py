@@ -40,6 +40,7 @@ def refused(run_dir: Path, message: str, *overrides: str) -> None:
         ("algo.group_size=1", "algo.group_size=1"),
         ("cluster.policy.cpus=1000", "asked  available"),
         ("rollout.max_prompt_tokens=4", "rollout.max_prompt_tokens=4"),
+        ("rollout.max_response_tokens=4096", "rollout.max_response_tokens=4096"),
     ],
 )
 def test_config(tmp_path: Path, override: str, message: str) -> None:

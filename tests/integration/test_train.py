@@ -96,15 +96,37 @@ def test_grpo_on_a_users_file_and_model(tmp_path: Path) -> None:
     assert run.left_over == []
     steps = read_steps(tmp_path / "run")
     assert [step["c3po/groups"] for step in steps] == [3, 3, 3]
+    assert len({step["c3po/trained_tokens"] for step in steps}) > 1
     for step in steps:
         assert_balanced(step)
 
 
-def test_interrupt_ends_cleanly(tmp_path: Path) -> None:
-    command = Command("jobs/train.py", *SMALL, "train.steps=500", f"hydra.run.dir={tmp_path}")
-    command.interrupt_at("step 2/500")
+def test_a_sweep_in_one_process(tmp_path: Path) -> None:
+    run = train(*SMALL, "-m", "seed=0,1", "train.steps=2", f"hydra.sweep.dir={tmp_path}")
+    assert run.status == 0, run.output
+    assert run.left_over == []
+    summaries = [json.loads((tmp_path / f"seed={seed}" / "summary.json").read_text()) for seed in (0, 1)]
+    assert [(summary["seed"], summary["steps"]) for summary in summaries] == [(0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("moment", ["evaluation: base", "cold start", "step 2/500"])
+def test_interrupt_ends_cleanly(tmp_path: Path, moment: str) -> None:
+    command = Command("jobs/train.py", *SMALL, "train.steps=500", "sft.max_steps=40", f"hydra.run.dir={tmp_path}")
+    command.wait_for(moment)
+    command.interrupt()
     run = command.finish()
     assert run.status == 130, run.output
     assert "Traceback" not in run.output
     assert run.left_over == []
-    assert len(read_steps(tmp_path)) >= 2
+    assert (tmp_path / "report.html").exists() == (moment == "step 2/500")
+
+
+def test_a_dead_engine_ends_the_run_with_an_error(tmp_path: Path) -> None:
+    command = Command("jobs/train.py", *SMALL, "train.steps=500", f"hydra.run.dir={tmp_path}")
+    command.wait_for("step 2/500")
+    (engine,) = [process for process in command.descendants() if "EngineCore" in " ".join(process.cmdline())]
+    engine.kill()
+    run = command.finish(timeout=60)
+    assert run.status not in (0, 130), run.output
+    assert "EngineDead" in run.output
+    assert run.left_over == []

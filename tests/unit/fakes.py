@@ -51,7 +51,7 @@ class FakeRollout:
         self._mean_length = mean_length
         self._open, self._running = True, 0
         self._idle = asyncio.Condition()
-        self.version, self.loads, self.lose_a_token = 0, 0, False
+        self.version, self.loads, self.sampled, self.lose_a_token = 0, 0, 0, False
 
     async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
         assert isinstance(rollout, Rollout)
@@ -77,6 +77,7 @@ class FakeRollout:
             if not self._open:
                 break
             token = len(sequence)
+            self.sampled += 1
             sequence = replace(
                 sequence,
                 response_ids=np.append(sequence.response_ids, np.int32(token)),
@@ -147,9 +148,10 @@ class LocalBuffer:
 
 
 class FakePolicy:
-    """Remembers the batches that it was given."""
+    """Remembers the batches that it was given; an update lasts ``update_turns``, so generation overlaps it."""
 
-    def __init__(self) -> None:
+    def __init__(self, update_turns: int = 10) -> None:
+        self._update_turns = update_turns
         self.batches: list[TokenBatch] = []
         self.references: list[LogprobsRef | None] = []
         self.started: list[str] = []
@@ -162,7 +164,7 @@ class FakePolicy:
         assert isinstance(batch, TokenBatch)
         self.batches.append(batch)
         self.references.append(reference)
-        for _ in range(10):  # an update takes a while, so generation overlaps it
+        for _ in range(self._update_turns):
             await asyncio.sleep(0)
         return make_update()
 

@@ -60,6 +60,12 @@ def test_an_unknown_key_is_refused_by_name() -> None:
         "train.steps=0",
         "train.zero_stage=4",
         "cluster.buffer.workers=2",
+        "cluster.policy.workers=0",
+        "cluster.reward.cpus=0.0",
+        "cluster.policy.gpus=0.5",
+        "rollout.top_p=0.9",
+        "rollout.max_batched_tokens=8",
+        "sft.learning_rate=-1.0",
         "tracking.wandb=maybe",
         "seed=-1",
     ],
@@ -68,8 +74,21 @@ def test_a_bad_value_is_refused_by_key_and_value(override: str) -> None:
     key, value = override.split("=")
     with pytest.raises(ConfigError) as refused:
         composed(override)
-    assert key in str(refused.value)
+    assert key.rpartition(".")[2] in str(refused.value)
     assert value in str(refused.value)
+
+
+def test_bfloat16_needs_zero() -> None:
+    with pytest.raises(ConfigError, match=r"train\.zero_stage=0"):
+        composed("model.dtype=bfloat16", "train.zero_stage=0")
+
+
+def test_a_share_of_a_gpu_for_each_engine_means_cuda() -> None:
+    shares = [f"cluster.{role}.gpus=0.3" for role in ("policy", "rollout", "reference")]
+    assert composed(*shares).cluster.device == "cuda"
+    assert composed().cluster.device == "cpu"
+    with pytest.raises(ConfigError, match=r"cluster\.reference\.gpus=0\.0"):
+        composed("algo.kl_coefficient=0.1", *shares[:2])
 
 
 def test_jsonl_without_a_path_is_refused() -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from ring_ray.config import AlgoConfig, ClusterConfig, ConfigError, RunConfig, TrainConfig
 from ring_ray.controller import Controller
+from ring_ray.roles import BatchRef, LogprobsRef, RolloutRef
 from ring_ray.stream import LedgerError, RolloutStream, StarvedError, check_budget
-from ring_ray.types import StepMetrics, TokenBatch, Verdict
+from ring_ray.types import Reward, StepMetrics, TokenBatch, UpdateMetrics, Verdict
 from tests.unit.fakes import (
     FakePolicy,
     FakePrompts,
@@ -31,8 +32,9 @@ def run(
     reward: FakeReward | None = None,
     prompts: FakePrompts | None = None,
     reference: FakeReference | None = None,
+    policy: FakePolicy | None = None,
 ) -> tuple[list[StepMetrics], FakePolicy, LocalBuffer]:
-    policy, log = FakePolicy(), StepList()
+    policy, log = policy or FakePolicy(), StepList()
     buffer = LocalBuffer(algo)
 
     async def go() -> None:
@@ -70,13 +72,20 @@ def trained_tokens(batches: list[TokenBatch]) -> Counter[tuple[int, int, int]]:
     group_size=st.integers(2, 5),
     staleness=st.integers(0, 3),
     carry=st.booleans(),
+    filtered=st.booleans(),
     overlap=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_exact_budget_balanced_ledger_nothing_twice(
-    budget: int, group_size: int, staleness: int, carry: bool, overlap: bool, seed: int
+    budget: int, group_size: int, staleness: int, carry: bool, filtered: bool, overlap: bool, seed: int
 ) -> None:
-    algo = AlgoConfig(token_budget=budget, group_size=group_size, max_staleness=staleness, carry=carry)
+    algo = AlgoConfig(
+        token_budget=budget,
+        group_size=group_size,
+        max_staleness=staleness,
+        carry=carry,
+        filter_zero_advantage=filtered,
+    )
     steps, policy, _ = run(algo, overlap=overlap, rollout=FakeRollout(seed=seed), reward=FakeReward(seed=seed))
     assert [step.batch.trained_tokens for step in steps] == [budget] * 5
     assert [sum(map(len, batch.segments)) for batch in policy.batches] == [budget] * 5
@@ -104,16 +113,28 @@ def test_every_step_trains_then_loads_the_next_version() -> None:
     assert (rollout.version, rollout.loads) == (3, 3)
 
 
-def test_without_overlap_nothing_is_sampled_while_the_policy_trains() -> None:
-    steps, policy, _ = run(AlgoConfig(token_budget=50, max_staleness=5), overlap=False, steps=6)
-    assert len(policy.batches) == len(steps) == 6
-    overlapped, _, _ = run(AlgoConfig(token_budget=50, max_staleness=5), overlap=True, steps=6)
-    assert sum(step.generated_tokens for step in overlapped) >= sum(step.generated_tokens for step in steps)
+@pytest.mark.parametrize("overlap", [True, False])
+def test_only_with_overlap_is_anything_sampled_while_the_policy_trains(overlap: bool) -> None:
+    rollout = FakeRollout()
+
+    class Watching(FakePolicy):
+        sampled = 0
+
+        async def update(self, batch: BatchRef, reference: LogprobsRef | None) -> UpdateMetrics:
+            before = rollout.sampled
+            metrics = await super().update(batch, reference)
+            self.sampled += rollout.sampled - before
+            return metrics
+
+    policy = Watching()
+    run(AlgoConfig(token_budget=50, max_staleness=5), overlap=overlap, rollout=rollout, policy=policy)
+    assert (policy.sampled > 0) == overlap
 
 
 def test_reference_logprobs_reach_the_policy() -> None:
     _, policy, _ = run(AlgoConfig(token_budget=50, kl_coefficient=1e-3), reference=FakeReference())
-    assert all(reference is not None for reference in policy.references)
+    for batch, logprobs in zip(policy.batches, policy.references, strict=True):
+        assert [len(values) for values in logprobs] == [len(segment) for segment in batch.segments]  # type: ignore[attr-defined]
 
 
 def test_grpo_takes_whole_groups() -> None:
@@ -126,12 +147,12 @@ def test_grpo_takes_whole_groups() -> None:
     assert len({step.batch.trained_tokens for step in steps}) > 1
 
 
-def test_back_pressure_bounds_what_is_under_way() -> None:
-    algo = AlgoConfig(token_budget=200, group_size=2, max_staleness=1)
-    steps, _, _ = run(algo, steps=10, rollout=FakeRollout(mean_length=10))
-    for step in steps:
-        held = step.ledger.in_flight + step.ledger.waiting + step.ledger.queued
-        assert held <= 3 * algo.token_budget
+def test_back_pressure_keeps_tokens_from_growing_too_old() -> None:
+    algo = AlgoConfig(token_budget=400, group_size=2, max_staleness=2)
+    steps, _, _ = run(algo, steps=12, rollout=FakeRollout(mean_length=5), policy=FakePolicy(update_turns=1000))
+    last = steps[-1].ledger
+    assert last.in_flight + last.waiting + last.queued <= 2.2 * algo.token_budget
+    assert last.evicted <= 0.02 * last.generated
 
 
 def test_a_lost_token_stops_the_run() -> None:
@@ -148,13 +169,41 @@ def test_starvation_is_an_error_and_counted(verdict: Verdict, place: str) -> Non
         run(algo, reward=FakeReward(verdict), prompts=FakePrompts(distinct=5))
 
 
-def test_an_error_in_a_role_ends_the_run() -> None:
+@pytest.mark.parametrize("call", [1, 15, 30])
+def test_one_error_in_a_role_ends_the_run_although_the_buffer_is_full(call: int) -> None:
     class Broken(FakeReward):
-        async def score(self, rollout: object) -> tuple:  # type: ignore[override,type-arg]
-            raise OSError("the verifier's disk is gone")
+        calls = 0
 
+        async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
+            self.calls += 1
+            if self.calls == call:
+                raise OSError("the verifier's disk is gone")
+            return await super().score(rollout)
+
+    slow = FakePolicy(update_turns=200)
     with pytest.raises(OSError, match="disk is gone"):
-        run(AlgoConfig(token_budget=50), reward=Broken())
+        run(AlgoConfig(token_budget=200, max_staleness=5), steps=40, reward=Broken(), policy=slow)
+
+
+def test_a_model_that_masters_the_data_starves_the_run_instead_of_hanging_it() -> None:
+    class Mastering(FakeReward):
+        calls = 0
+
+        async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
+            self.calls += 1
+            self._verdict = Verdict.CORRECT if self.calls > 6 else None
+            return await super().score(rollout)
+
+    algo = AlgoConfig(token_budget=2000, filter_zero_advantage=True)
+    with pytest.raises(StarvedError, match=r"10\.\d passes over the 5 prompts"):
+        run(algo, reward=Mastering(), prompts=FakePrompts(distinct=5))
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 50])
+def test_little_data_is_gone_over_again_without_an_alarm(staleness: int) -> None:
+    algo = AlgoConfig(token_budget=400, max_staleness=staleness)
+    steps, _, _ = run(algo, steps=30, prompts=FakePrompts(distinct=3))
+    assert len(steps) == 30
 
 
 @pytest.mark.parametrize(

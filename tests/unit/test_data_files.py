@@ -57,6 +57,14 @@ def test_jsonl_rows_become_prompts(write: Write) -> None:
     assert TOKENIZER.decode(third.token_ids) == "Be brief.Größe?<|assistant|>"
 
 
+def test_the_instruction_ends_the_last_message(write: Write) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 2?"}]
+    path = write({"prompt": "Half of 1?", "answer": "x"}, {"prompt": chat, "answer": "3"})
+    source = load(path, instruction="Use a box.")
+    texts = {prompt.text for prompt in (*source.training, *source.held_out)}
+    assert texts == {"Half of 1?\nUse a box.", "Be brief.\n\n1 + 2?\nUse a box."}
+
+
 def test_parquet_gives_the_same_prompts(write: Write, tmp_path: Path) -> None:
     rows = questions(*range(30))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")

@@ -46,10 +46,11 @@ def test_a_bundle_does_not_fit_across_two_nodes() -> None:
 
 
 def test_the_error_shows_asked_and_available() -> None:
-    asked = plan(cluster(policy=RoleResources(cpus=8, gpus=1)), with_reference=False)
+    on_gpu = cluster(policy=RoleResources(cpus=8, gpus=0.5), rollout=RoleResources(cpus=0.5, gpus=0.5))
+    asked = plan(on_gpu, with_reference=False)
     with pytest.raises(PlacementError) as refused:
         check(asked, [{"CPU": 4.0}])
     lines = [line.split() for line in str(refused.value).splitlines()]
     assert ["CPU", "9", "4"] in lines
     assert ["GPU", "1", "0"] in lines
-    assert ["cluster.policy", "1", "x", "8", "CPU,", "1", "GPU"] in lines
+    assert ["cluster.policy", "1", "x", "8", "CPU,", "0.5", "GPU"] in lines

@@ -13,7 +13,7 @@ from ring_ray.evaluation import EvaluationError, evaluate
 from ring_ray.roles import Roles
 from ring_ray.sft import Demonstration
 from ring_ray.stages import Course, Stages
-from ring_ray.types import StepMetrics, Verdict
+from ring_ray.types import Reward, StepMetrics, Verdict
 from tests.unit.fakes import FakePolicy, FakePrompts, FakeReward, FakeRollout, LocalBuffer, make_prompt
 
 
@@ -55,34 +55,34 @@ CONFIG = RunConfig(
 
 def run(
     config: RunConfig, reward: FakeReward, course: Course | None, run_dir: Path
-) -> tuple[dict[str, float], FakePolicy, Journal]:
-    policy, journal = FakePolicy(), Journal()
+) -> tuple[dict[str, float], FakePolicy, Journal, FakeRollout]:
+    policy, journal, rollout = FakePolicy(), Journal(), FakeRollout()
 
     async def go() -> dict[str, float]:
-        roles = Roles(
-            policy=policy, rollout=FakeRollout(), reward=reward, buffer=LocalBuffer(config.algo), reference=None
-        )
+        roles = Roles(policy=policy, rollout=rollout, reward=reward, buffer=LocalBuffer(config.algo), reference=None)
         stages = Stages(config, roles=roles, prompts=HeldOut(), course=course, tracker=journal)
         accuracies = await asyncio.wait_for(stages.run("base-model", run_dir), timeout=60)
         assert {accuracy.n for accuracy in accuracies.values()} == {config.evaluation.prompts}
         return {stage: accuracy.value for stage, accuracy in accuracies.items()}
 
-    return asyncio.run(go()), policy, journal
+    return asyncio.run(go()), policy, journal, rollout
 
 
 def test_base_cold_start_and_rl_in_order(tmp_path: Path) -> None:
     course = Course(demonstrations(), HeldOut.held_out[:5])
-    accuracy, policy, journal = run(CONFIG, FakeReward(Verdict.CORRECT), course, tmp_path)
+    accuracy, policy, journal, rollout = run(CONFIG, FakeReward(Verdict.CORRECT), course, tmp_path)
     assert list(accuracy) == ["base", "sft", "rl"]
-    assert [text.split(":")[0] for text in journal.stages] == [
+    assert [text.split(":")[0] for text in journal.stages if not text.startswith(" ")] == [
         "evaluation",
         "cold start",
         "evaluation",
         "c3po",
         "evaluation",
     ]
+    assert rollout.loads == 1 + 1 + 3  # a probe, the end of the cold start, three steps
     # the first probe reaches the target, so the cold start stops there
     assert [note["sft/step"] for note in journal.notes if "sft/step" in note] == [1, 2]
+    assert rollout.loads == 2 + 3, "one probe, the end of the cold start, three steps"
     assert policy.started == ["base-model", str(tmp_path / "sft")]
     assert policy.saved == [str(tmp_path / "sft"), str(tmp_path / "model")]
     sft, rl = policy.batches[:2], policy.batches[2:]
@@ -93,17 +93,31 @@ def test_base_cold_start_and_rl_in_order(tmp_path: Path) -> None:
 
 def test_a_cold_start_that_misses_its_target_ends_and_says_so(tmp_path: Path) -> None:
     course = Course(demonstrations(), HeldOut.held_out[:5])
-    _, _, journal = run(CONFIG, FakeReward(Verdict.WRONG), course, tmp_path)
+    _, _, journal, _ = run(CONFIG, FakeReward(Verdict.WRONG), course, tmp_path)
     assert [note["sft/step"] for note in journal.notes if "sft/step" in note] == [1, 2, 3, 4, 5, 6]
     assert any("sft.target_accuracy=0.9 was not reached" in text for text in journal.stages)
 
 
 def test_without_a_cold_start_sft_is_the_base_model(tmp_path: Path) -> None:
-    accuracy, policy, _ = run(replace(CONFIG), FakeReward(), None, tmp_path)
+    accuracy, policy, _, _ = run(replace(CONFIG), FakeReward(), None, tmp_path)
     assert accuracy["sft"] == accuracy["base"]
     assert policy.started == ["base-model"]
 
 
-def test_a_failed_verdict_is_no_accuracy() -> None:
-    with pytest.raises(EvaluationError, match="p-0"):
-        asyncio.run(evaluate([make_prompt(0)], FakeRollout(), FakeReward(Verdict.FAILED)))
+@pytest.mark.parametrize("verdict", [Verdict.FAILED, Verdict.TIMED_OUT])
+def test_what_can_not_be_judged_counts_neither_way(verdict: Verdict) -> None:
+    class SometimesBroken(FakeReward):
+        def _reward(self) -> Reward:
+            judged = self.scored % 4
+            self.scored += 1
+            return Reward(
+                score=0.0, verdict=(verdict, Verdict.CORRECT, Verdict.WRONG, Verdict.WRONG)[judged], reason=""
+            )
+
+        scored = 0
+
+    prompts = [make_prompt(index) for index in range(8)]
+    accuracy = asyncio.run(evaluate(prompts, FakeRollout(), SometimesBroken()))
+    assert (accuracy.correct, accuracy.n, accuracy.unjudged) == (2, 6, 2)
+    with pytest.raises(EvaluationError, match="none of 8"):
+        asyncio.run(evaluate(prompts, FakeRollout(), FakeReward(verdict)))
