@@ -78,7 +78,7 @@ class RolloutStream:
         self._status = BufferStatus(revision=0, queued=0.0, backlog=0.0)
         self._open = asyncio.Event()  # set: the engines may sample
         self._changed = asyncio.Event()  # set: the buffer got something, or a task failed
-        self._generating: set[asyncio.Task[bool]] = set()
+        self._generating: set[asyncio.Task[tuple[RolloutRef, bool]]] = set()
         self._prompt_tasks: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
@@ -183,31 +183,30 @@ class RolloutStream:
     async def _run_prompt(self, prompt: Prompt) -> None:
         """A prompt's life, from its first token to its reward."""
         start = tuple(Sequence.start(prompt.token_ids) for _ in range(self._algo.group_size))
-        held = [RolloutRef(Rollout(prompt=prompt, sequences=start))]
-        finished = False
+        rollout, finished = RolloutRef(Rollout(prompt=prompt, sequences=start)), False
         while not finished:
             await self._open.wait()
-            turn = asyncio.create_task(self._generate(prompt.index, held))
+            turn = asyncio.create_task(self._generate(prompt.index, rollout))
             self._generating.add(turn)
             turn.add_done_callback(self._generating.discard)
-            finished = await turn
-        rewards = await self._reward.score(held[0])
+            rollout, finished = await turn
+        rewards = await self._reward.score(rollout)
         self._observe(await self._buffer.score(prompt.index, rewards))
         self._scored_since_take += 1
         self._changed.set()
         self._issue()
 
-    async def _generate(self, index: int, held: list[RolloutRef]) -> bool:
+    async def _generate(self, index: int, rollout: RolloutRef) -> tuple[RolloutRef, bool]:
         """One turn of the engine. A finished rollout leaves `_in_flight` only when the buffer has it."""
-        held[0], status = await self._rollout.generate(held[0])
+        grown, status = await self._rollout.generate(rollout)
         self._generated += status.new_tokens
         self._in_flight[index] = status
         if status.finished:
             length = status.finished_tokens / self._algo.group_size
             self._mean_length += 0.05 * (length - self._mean_length)
-            self._observe(await self._buffer.add(held[0]))
+            self._observe(await self._buffer.add(grown))
             del self._in_flight[index]
-        return status.finished
+        return grown, status.finished
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

@@ -13,6 +13,11 @@ ROOT = Path(__file__).parents[2]
 MARK = "RING_RAY_TEST_MARK"  # an environment variable that every descendant inherits, whoever adopts it
 
 
+def heed_interrupts() -> None:
+    """In the child: a shell that starts tests in the background has them ignore SIGINT, which children inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Finished:
     status: int
@@ -34,6 +39,7 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
 
     def wait_for(self, text: str) -> None:

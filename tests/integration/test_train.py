@@ -102,11 +102,11 @@ def test_grpo_on_a_users_file_and_model(tmp_path: Path) -> None:
 
 
 def test_a_sweep_in_one_process(tmp_path: Path) -> None:
-    run = train(*SMALL, "-m", "seed=0,1", "train.steps=2", f"hydra.sweep.dir={tmp_path}")
+    run = train("-m", *SMALL, "seed=0,1", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${hydra.job.num}")
     assert run.status == 0, run.output
     assert run.left_over == []
-    summaries = [json.loads((tmp_path / f"seed={seed}" / "summary.json").read_text()) for seed in (0, 1)]
-    assert [(summary["seed"], summary["steps"]) for summary in summaries] == [(0, 2), (1, 2)]
+    summaries = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/summary.json"))]
+    assert [(summary["seed"], summary["steps"]) for summary in summaries] == [(0, 3), (1, 3)]
 
 
 @pytest.mark.parametrize("moment", ["evaluation: base", "cold start", "step 2/500"])
