@@ -88,11 +88,6 @@ class Run:
         return timedelta(seconds=round(seconds))
 
     @property
-    def exact(self) -> bool:
-        """Whether the run was to train exactly the token budget at every step."""
-        return not (self.setting("algo.selection") == "groups" or self.setting("algo.cutoff") == "response")
-
-    @property
     def off_budget(self) -> int:
         """Steps that did not train exactly the token budget."""
         return int(np.sum(self.series("c3po/trained_tokens") != self.series("c3po/token_budget")))

@@ -86,6 +86,15 @@ def test_the_same_run_gives_the_same_page(run, page, tmp_path):
     assert report(tmp_path, run) == page
 
 
+@pytest.mark.parametrize("chosen", ["selection: groups", "cutoff: response"])
+def test_report_does_not_blame_an_algorithm_for_a_budget_that_it_does_not_keep(tmp_path, chosen):
+    directory = write_run(tmp_path / "run", trained_tokens=900)
+    (directory / "config.yaml").write_text(f"algo:\n  {chosen}\n")
+    text = report(tmp_path, directory)
+    assert "No exact token budget by choice: its 12 steps trained from 900 to 900 response tokens." in text
+    assert "missed the token budget" not in text
+
+
 def test_report_says_so_where_the_budget_was_missed_or_the_ledger_broke(tmp_path):
     with Tracker(run_config(tmp_path / "run")) as tracker:
         tracker.log(balanced_metrics(1))
