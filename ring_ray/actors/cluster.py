@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
@@ -26,8 +27,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CLOSE_SECONDS = 20
-LOOPBACK = "127.0.0.1"
-# One thread an actor that has no cores of its own: two one-thread processes do more on two cores than two of two.
+# One thread an actor that has no cores of its own: on shared cores, two such processes outrun one of two.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "ERROR"}
 MAX_CALLS = 100_000  # in progress in one rollout worker: an interruption must never queue behind what it interrupts
 
@@ -39,10 +39,11 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     if cluster.address or os.environ.get("RAY_ADDRESS"):
         ray.init(address=cluster.address, runtime_env=environment, log_to_driver=False)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # loopback only, and no token file in the home directory
+        # Ray listens on every interface and asks callers for a token. A secret of this process, which its workers
+        # inherit, is one that nobody else knows and that leaves no file behind.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init(
             address="local",  # never a cluster that happens to run here
-            _node_ip_address=LOOPBACK,
             include_dashboard=False,
             runtime_env=environment,
             log_to_driver=False,
