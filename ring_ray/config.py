@@ -61,7 +61,7 @@ class DataConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AlgoConfig:
-    """C3PO and its baselines, as data (C3PO.md, One step)."""
+    """C3PO and its baselines, as data (Ring-lite, arXiv 2506.14731, section 3)."""
 
     name: str = "c3po"
     objective: str = "clip"  # "clip": clipped policy gradient; "likelihood": supervised, what the cold start uses

@@ -1,6 +1,7 @@
 """One run, from a config to its report: check the input, start Ray, go through the stages, write what came out."""
 
 import asyncio
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def launch(config: RunConfig) -> None:
     course = prepare_course(config, prompts, tokenizer) if cold else None
     OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
     report = run_dir / "report.html"
-    report.unlink(missing_ok=True)  # of an earlier run
+    report.unlink(missing_ok=True)  # this and the models may be an earlier run's
+    for stage in Stages.MODELS:
+        shutil.rmtree(run_dir / stage, ignore_errors=True)
     with Tracker(config) as tracker:
         tracker.stage(f"starting Ray, vLLM and DeepSpeed; everything is written to {run_dir}")
         try:

@@ -122,12 +122,14 @@ class RunSummary:
     def sentence(self) -> str:
         """The result on one line."""
         accuracy = " -> ".join(f"{stage} {seen.value:.3f}" for stage, seen in self.accuracy.items() if seen)
+        least, most = f"{self.trained_tokens_min:,}", f"{self.trained_tokens_max:,}"
+        tokens = f"exactly {least}" if least == most else f"{least} to {most}"
         variation = ", ".join(
             f"{name} {value:.3f}"
             for name, value in (("trained tokens", self.trained_tokens_cv), ("gradient norm", self.grad_norm_cv))
             if value is not None
         )
-        return f"accuracy {accuracy}; coefficient of variation over the steps: {variation}"
+        return f"accuracy {accuracy}\neach step trained {tokens} tokens; coefficients of variation: {variation}"
 
 
 def coefficient_of_variation(values: Sequence[float]) -> float | None:

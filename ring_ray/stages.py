@@ -38,6 +38,8 @@ class Course:
 class Stages:
     """The stages of one run over its roles. Accuracies are on held-out prompts, one sampled response each."""
 
+    MODELS = ("sft", "model")  # directories that a run leaves: after the cold start, after RL
+
     def __init__(
         self,
         config: RunConfig,
@@ -69,10 +71,10 @@ class Stages:
         """
         base = sft = await self._measure("base")
         if self._course is not None:
-            model_path = await self._cold_start(model_path, run_dir / "sft", self._course)
+            model_path = await self._cold_start(model_path, run_dir / self.MODELS[0], self._course)
             sft = await self._measure("sft")
         await self._reinforce(model_path)
-        await self._roles.policy.save(str(run_dir / "model"))
+        await self._roles.policy.save(str(run_dir / self.MODELS[1]))
         return {"base": base, "sft": sft, "rl": await self._measure("rl")}
 
     async def _measure(self, name: str) -> Accuracy:

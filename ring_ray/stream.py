@@ -68,18 +68,19 @@ class RolloutStream:
         check_budget(algo, len(prompts), max_response_tokens)
         self._prompts, self._rollout, self._reward, self._buffer = prompts, rollout, reward, buffer
         self._algo, self._max_in_flight = algo, max_in_flight
-        # What is sampled at version v while the policy trains is first taken at version v + 1, so the token that waits
-        # behind x steps of others is trained at v + ceil(x): room for max_staleness steps keeps it from being evicted.
+        # How many steps' worth of tokens may be under way. With overlap the batch of version v is already taken when v
+        # samples, so the first x steps' worth that v samples are trained at v + 1, ..., v + x: for no token to be
+        # evicted, x may be max_staleness. Without overlap they are trained at v, ..., v + x - 1: one more.
         self._max_backlog = max(1, algo.max_staleness) if overlap else 1 + algo.max_staleness
         self._mean_length = float(max_response_tokens)  # of a response; falls to what is seen
         self._generated = 0  # tokens that the engines say they sampled
         self._in_flight: dict[int, RolloutStatus] = {}  # by prompt index, as of the last return
-        self._scored_since_take = 0  # groups
+        self._scored = 0  # groups, since the last batch or the last eviction
         self._status = BufferStatus(revision=0, queued=0.0, backlog=0.0)
-        self._open = asyncio.Event()  # set: the engines may sample
-        self._changed = asyncio.Event()  # set: the buffer got something, or a task failed
-        self._generating: set[asyncio.Task[tuple[RolloutRef, bool]]] = set()
-        self._prompt_tasks: set[asyncio.Task[None]] = set()
+        self._open = asyncio.Event()  # the engines may sample: `load` sets it, `pause` clears it, prompts wait for it
+        self._changed = asyncio.Event()  # the buffer got a group, or a prompt failed: `take` waits for it
+        self._prompt_tasks: set[asyncio.Task[None]] = set()  # a prompt's life
+        self._generating: set[asyncio.Task[tuple[RolloutRef, bool]]] = set()  # its turns of an engine: `pause` waits
         self._failure: BaseException | None = None
 
     async def __aenter__(self) -> "RolloutStream":
@@ -112,7 +113,7 @@ class RolloutStream:
         self._raise_failure()
         batch, summary, status = await self._buffer.take()
         self._observe(status)
-        self._scored_since_take = 0
+        self._scored = 0
         self._issue()
         return batch, summary
 
@@ -131,7 +132,7 @@ class RolloutStream:
         self._raise_failure()
         buffered, status = await self._buffer.advance(version)
         self._observe(status)
-        self._scored_since_take = 0  # what was scored until now may just have been evicted
+        self._scored = 0
         ledger = self._account(buffered)
         await self._rollout.load(weights, version)
         self._open.set()
@@ -192,7 +193,7 @@ class RolloutStream:
             rollout, finished = await turn
         rewards = await self._reward.score(rollout)
         self._observe(await self._buffer.score(prompt.index, rewards))
-        self._scored_since_take += 1
+        self._scored += 1
         self._changed.set()
         self._issue()
 
@@ -218,7 +219,7 @@ class RolloutStream:
             self._status = status
 
     def _check_not_starved(self) -> None:
-        passes = self._scored_since_take / len(self._prompts)
+        passes = self._scored / len(self._prompts)
         if passes < 1 or (passes < MAX_PASSES and self._status.queued > 0):
             return
         algo = self._algo

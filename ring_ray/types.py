@@ -163,7 +163,7 @@ class BatchSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Where every response token ever generated is now. Each is in exactly one place (C3PO.md, Conservation)."""
+    """Where every response token ever generated is now. Each is in exactly one place."""
 
     generated: int = 0
     in_flight: int = 0  # sequence not finished

@@ -62,6 +62,7 @@ async def spawned(config: RunConfig, model_path: str) -> AsyncIterator[Roles]:
     async with placed(layout, config.cluster.placement_timeout_seconds) as group:
         crew = Crew(config, model_path, layout, group)
         try:
+            await crew.roles.rollout.resume()  # nothing to resume: it answers once the engines are up
             yield crew.roles
         finally:
             await crew.end()

@@ -32,7 +32,7 @@ def _read_json_lines(file: Path) -> Iterator[object]:
             if not line.strip():
                 raise DataError(f"{file.name}:{number}: empty row")
             try:
-                yield json.loads(line)
+                yield json.loads(line.rstrip())
             except ValueError as error:  # malformed JSON or text that is not UTF-8
                 raise DataError(f"{file.name}:{number}: each line must be one JSON object: {error}") from error
 

@@ -36,7 +36,9 @@ def parse_row(record: object, where: str, data: DataConfig, verifiers: Collectio
     for column in ("prompt", "answer"):
         if column not in record:
             raise DataError(f"{where}: no column {column!r}, only {', '.join(map(repr, record))}")
-    answer = _text(record["answer"], f"{where}: answer")
+    answer = record["answer"]
+    if type(answer) is int:  # unlike a float or a bool it has only one way to be written
+        answer = str(answer)
     verifier = _text(record.get("verifier") or data.verifier, f"{where}: verifier")
     if verifier not in verifiers:
         raise DataError(f"{where}: verifier={verifier!r}: must be one of {', '.join(sorted(verifiers))}")
@@ -45,7 +47,7 @@ def parse_row(record: object, where: str, data: DataConfig, verifiers: Collectio
         domain=_text(record.get("domain") or data.domain, f"{where}: domain"),
         messages=_instructed(_messages(record["prompt"], f"{where}: prompt"), data.instruction),
         verifier=verifier,
-        answer=answer,
+        answer=_text(answer, f"{where}: answer"),
     )
 
 

@@ -40,7 +40,7 @@ def questions(*numbers: int) -> list[dict[str, str]]:
 def test_jsonl_rows_become_prompts(write: Write) -> None:
     path = write(
         {"prompt": "Half of 1?", "answer": r"\frac12"},
-        {"prompt": "2 + 2?", "answer": "4", "domain": "sums", "verifier": "integer"},
+        {"prompt": "2 + 2?", "answer": 4, "domain": "sums", "verifier": "integer"},
         {
             "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Größe?"}],
             "answer": "x",
@@ -106,7 +106,7 @@ def test_eval_path_with_every_training_prompt(write: Write) -> None:
         ([1, 2], r"train.jsonl:3: expected an object with prompt and answer, found list"),
         ({"prompt": "a"}, r"train.jsonl:3: no column 'answer', only 'prompt'"),
         ({"question": "a", "answer": "1"}, r"train.jsonl:3: no column 'prompt', only 'question', 'answer'"),
-        ({"prompt": "a", "answer": 4}, r"train.jsonl:3: answer must be a string, found int 4"),
+        ({"prompt": "a", "answer": 4.5}, r"train.jsonl:3: answer must be a string, found float 4.5"),
         ({"prompt": "a", "answer": None}, r"train.jsonl:3: answer must be a string, found NoneType"),
         ({"prompt": "a", "answer": " "}, r"train.jsonl:3: answer is empty"),
         ({"prompt": " \n", "answer": "1"}, r"train.jsonl:3: prompt is empty"),

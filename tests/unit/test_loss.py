@@ -93,7 +93,7 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 
 def plain_loss(model: PreTrainedModel, batch: TokenBatch, algo: AlgoConfig) -> Tensor:
-    """C3PO.md's formulas, one response and one token at a time: no padding, no packing, no chunks."""
+    """The formulas of algo/loss.py, one response and one token at a time: no padding, no packing, no chunks."""
     m = batch.trained_tokens
     loss = torch.zeros((), dtype=torch.float64)
     routers: list[list[Tensor]] = [[], []]
