@@ -69,7 +69,6 @@ def test_c3po_with_a_reference_and_two_ranks(tmp_path: Path) -> None:
         assert all(isinstance(step[name], int | float) for name in CONTRACT)
         assert step["c3po/trained_tokens"] == step["c3po/token_budget"] == 1000
         assert_balanced(step)
-    assert any(step["ledger/in_flight"] > 0 for step in steps), "no response was interrupted by a weight sync"
     assert steps[0]["policy/kl"] == pytest.approx(0, abs=1e-5)  # the first step starts from the reference itself
     assert steps[2]["policy/kl"] > 0
     summary = json.loads((tmp_path / "summary.json").read_text())
