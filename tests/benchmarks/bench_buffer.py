@@ -196,26 +196,33 @@ def buffer_table() -> Iterator[str]:
 
 
 class Recorded:
-    """`RolloutRole` that has every response already, so that only the loop around it is measured."""
+    """`RolloutRole` that has every response already, so that only the loop around it is measured.
+
+    Prompts beyond the load stay unfinished, as if their first token took for ever.
+    """
 
     def __init__(self, load: list[Rollout]) -> None:
-        self._load = load
+        self._load, self._interrupted = load, asyncio.Event()
 
     async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
         assert isinstance(rollout, Rollout)
+        if rollout.prompt.index >= len(self._load):
+            await self._interrupted.wait()
+            status = RolloutStatus(new_tokens=0, in_flight_tokens=0, finished_tokens=0, finished=False)
+            return RolloutRef(rollout), status
         finished = self._load[rollout.prompt.index]
         tokens = sum(map(len, finished.sequences))
         status = RolloutStatus(new_tokens=tokens, in_flight_tokens=0, finished_tokens=tokens, finished=True)
         return RolloutRef(finished), status
 
     async def interrupt(self) -> None:
-        """Nothing is ever in progress."""
+        self._interrupted.set()
 
     async def load(self, weights: WeightsRef, version: int) -> None:
-        """There are no weights."""
+        self._interrupted.clear()
 
     async def resume(self) -> None:
-        """Nothing was interrupted."""
+        self._interrupted.clear()
 
 
 def measure_controller(token_budget: int) -> Result:
