@@ -56,10 +56,7 @@ def plan(cluster: ClusterConfig, *, with_reference: bool) -> Plan:
         _share([role for role in devices.values() if index < role.workers])
         for index in range(max(role.workers for role in devices.values()))
     )
-    services = Bundle(
-        cluster.buffer.cpus + cluster.reward.workers * cluster.reward.cpus,
-        cluster.buffer.gpus + cluster.reward.workers * cluster.reward.gpus,
-    )
+    services = _share([cluster.buffer] + [cluster.reward] * cluster.reward.workers)
     rows = [(name, role) for name, role in (*devices.items(), ("buffer", cluster.buffer), ("reward", cluster.reward))]
     table = "\n".join(
         f"  cluster.{name:<10} {role.workers:>3} x {role.cpus:g} CPU, {role.gpus:g} GPU" for name, role in rows

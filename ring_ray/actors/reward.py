@@ -6,6 +6,7 @@ import ray
 from ray import ObjectRef
 from ray.actor import ActorProxy
 
+from ring_ray.actors.calls import LeastLoaded
 from ring_ray.config import RunConfig
 from ring_ray.data.tokenizer import load_tokenizer
 from ring_ray.rewards.registry import Verifiers
@@ -33,13 +34,8 @@ class RewardPool:
     """`RewardRole` over a pool of workers; each rollout goes to the least loaded one."""
 
     def __init__(self, workers: list[ActorProxy[RewardWorker]]) -> None:
-        self._workers = workers
-        self._load = [0] * len(workers)
+        self._least_loaded = LeastLoaded(workers)
 
     async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
-        index = self._load.index(min(self._load))
-        self._load[index] += 1
-        try:
-            return await self._workers[index].score.remote(cast("ObjectRef[Rollout]", rollout))
-        finally:
-            self._load[index] -= 1
+        with self._least_loaded.worker() as worker:
+            return await worker.score.remote(cast("ObjectRef[Rollout]", rollout))

@@ -7,7 +7,7 @@ import ray
 from ray import ObjectRef
 from ray.actor import ActorProxy
 
-from ring_ray.actors.calls import two_refs
+from ring_ray.actors.calls import LeastLoaded, two_refs
 from ring_ray.config import Device, RunConfig
 from ring_ray.engines.base import RolloutEngine
 from ring_ray.roles import RolloutRef, WeightsRef
@@ -61,17 +61,12 @@ class RolloutPool:
 
     def __init__(self, workers: list[ActorProxy[RolloutWorker]]) -> None:
         self._workers = workers
-        self._load = [0] * len(workers)  # rollouts in progress
+        self._least_loaded = LeastLoaded(workers)
 
     async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
-        index = self._load.index(min(self._load))
-        self._load[index] += 1
-        try:
-            call = self._workers[index].generate.remote(cast("Rollout | ObjectRef[Rollout]", rollout))
-            grown, status = two_refs(call)
+        with self._least_loaded.worker() as worker:
+            grown, status = two_refs(worker.generate.remote(cast("Rollout | ObjectRef[Rollout]", rollout)))
             return RolloutRef(grown), await status
-        finally:
-            self._load[index] -= 1
 
     async def interrupt(self) -> None:
         await asyncio.gather(*(worker.interrupt.remote() for worker in self._workers))
