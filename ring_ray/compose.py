@@ -5,6 +5,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -24,6 +25,16 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         raise ConfigError(str(error).replace("\n", " ").strip()) from error
     assert isinstance(config, RunConfig)  # the schema is the first of config.yaml's defaults
     return config
+
+
+def composed(overrides: list[str]) -> RunConfig:
+    """The config that `jobs/train.py` would run with ``overrides``. Raises `ConfigError`."""
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            # Hydra names the run's directory when it runs something.
+            return to_run_config(hydra.compose("config", overrides=["run_dir=outputs", *overrides]))
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -64,15 +64,25 @@ class AlgoConfig:
     """C3PO and its baselines, as data (Ring-lite, arXiv 2506.14731, section 3)."""
 
     name: str = "c3po"
-    objective: str = "clip"  # "clip": clipped policy gradient; "likelihood": supervised, what the cold start uses
+    objective: str = "clip"  # "clip", "gspo" (clips whole responses), "cispo" (clips the weight, not the gradient), or
+    # "likelihood": supervised, what the cold start uses
     token_budget: int = 8192  # Φ: response tokens that carry loss in one optimizer step, over all ranks
     selection: str = "tokens"  # "tokens": fill the budget; "groups": groups_per_step whole groups
     groups_per_step: int = 0  # for selection=groups
     cutoff: str = "token"  # "token": cut the last response at Φ; "response": keep it whole
     carry: bool = True  # keep what was not reached for the next step; false drops it
-    aggregation: str = "budget"  # token weight: "budget" 1/Φ, "response" 1/(responses x own length)
+    aggregation: str = "budget"  # token weight: "budget" 1/Φ, "token" 1/trained tokens of the step, "response"
+    # 1/(responses x own length)
     group_size: int = 8  # K
-    clip_range: float = 0.2  # ε
+    clip_range: float = 0.2  # ε: ratios are clipped at 1 - ε and 1 + ε
+    clip_range_high: float | None = None  # 1 + this is the upper clip in place of 1 + ε (DAPO's clip-higher)
+    behaviour: str = "rollout"  # ratios are taken against "rollout": the log-probs that were sampled with, or
+    # "recomputed": those of this very forward pass; one optimizer step a batch makes that free
+    correction: str = "none"  # for what "recomputed" leaves out, the weight π_train / π_rollout of each token:
+    # "truncated" (at correction_high), "icepop" (0 outside correction_low ... correction_high), or "none"
+    correction_low: float = 0.5
+    correction_high: float = 2.0  # usual for "truncated"; IcePop's paper has 5
+    replay_routing: bool = False  # train each token through the experts that the rollout chose for it
     kl_coefficient: float = 0.0  # β; above 0 a reference policy is spawned
     entropy_coefficient: float = 5e-4  # α_ent
     balance_coefficient: float = 1e-5  # α_bal
@@ -83,7 +93,7 @@ class AlgoConfig:
 
     def __post_init__(self) -> None:
         require(self.token_budget > 0, "algo.token_budget", self.token_budget, "must be at least 1 token")
-        require_one_of(("clip", "likelihood"), "algo.objective", self.objective)
+        require_one_of(("clip", "gspo", "cispo", "likelihood"), "algo.objective", self.objective)
         require_one_of(("tokens", "groups"), "algo.selection", self.selection)
         require(
             self.selection != "groups" or self.groups_per_step > 0,
@@ -92,13 +102,29 @@ class AlgoConfig:
             "must be at least 1 where algo.selection=groups",
         )
         require_one_of(("token", "response"), "algo.cutoff", self.cutoff)
-        require_one_of(("budget", "response"), "algo.aggregation", self.aggregation)
+        require_one_of(("budget", "token", "response"), "algo.aggregation", self.aggregation)
+        require_one_of(("rollout", "recomputed"), "algo.behaviour", self.behaviour)
+        require_one_of(("none", "truncated", "icepop"), "algo.correction", self.correction)
+        require(
+            self.correction == "none" or self.behaviour == "recomputed",
+            "algo.correction",
+            self.correction,
+            "needs algo.behaviour=recomputed: a ratio against the rollout already holds the whole difference",
+        )
+        require(
+            0 < self.correction_low < 1 < self.correction_high,
+            "algo.correction_low",
+            self.correction_low,
+            f"must be in (0, 1), and algo.correction_high={self.correction_high} above 1",
+        )
         require(
             self.group_size >= 2, "algo.group_size", self.group_size, "advantages need at least 2 responses a prompt"
         )
         require(self.groups_per_step >= 0, "algo.groups_per_step", self.groups_per_step, "must not be negative")
         require(self.advantage_epsilon > 0, "algo.advantage_epsilon", self.advantage_epsilon, "must be above 0")
-        require(0 < self.clip_range < 1, "algo.clip_range", self.clip_range, "must be between 0 and 1")
+        require(0 < self.clip_range <= 1, "algo.clip_range", self.clip_range, "must be above 0 and at most 1")
+        high = self.clip_range_high
+        require(high is None or high > 0, "algo.clip_range_high", high, "must be above 0, or null")
         require(self.max_staleness >= 0, "algo.max_staleness", self.max_staleness, "must not be negative")
         for key in ("kl_coefficient", "entropy_coefficient", "balance_coefficient", "z_coefficient"):
             require(getattr(self, key) >= 0, f"algo.{key}", getattr(self, key), "must not be negative")
@@ -116,9 +142,13 @@ class RolloutConfig:
     max_batched_tokens: int = 2048  # prompt and response tokens of one engine step
     kv_cache_mib: int = 64  # on a CPU; a GPU takes gpu_memory_fraction
     gpu_memory_fraction: float = 0.4
+    tensor_parallel: int = 1  # processes, and GPUs, that share one engine
+    keep_cache: bool = False  # after a weight update resume from the keys and values of the old weights, as far as the
+    # same engine goes on, rather than compute them again
 
     def __post_init__(self) -> None:
-        for key in ("max_prompt_tokens", "max_response_tokens", "max_sequences", "max_batched_tokens", "kv_cache_mib"):
+        counts = ("max_prompt_tokens", "max_response_tokens", "max_sequences", "max_batched_tokens", "kv_cache_mib")
+        for key in (*counts, "tensor_parallel"):
             require(getattr(self, key) > 0, f"rollout.{key}", getattr(self, key), "must be at least 1")
         require(self.temperature > 0, "rollout.temperature", self.temperature, "must be above 0")
         require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be in (0, 1]")
@@ -146,7 +176,12 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     zero_stage: int = 1
-    micro_batch_tokens: int = 2048  # padded tokens of one micro-batch
+    micro_batch_tokens: int = 2048  # tokens of one micro-batch, padding included
+    packing: str = "auto"  # "varlen": rows end to end without padding; "padded": rows of similar length side by side;
+    # "auto": varlen where the model's attention can be told where rows end
+    activation_checkpointing: bool = False  # keep only each layer's input, compute the rest again on the way back
+    offload_optimizer: bool = False  # master weights and Adam's moments stay in host memory
+    offload_parameters: bool = False  # so do the shards of the parameters; needs zero_stage=3
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "train.steps", self.steps, "must be at least 1")
@@ -155,6 +190,35 @@ class TrainConfig:
         require(self.max_grad_norm > 0, "train.max_grad_norm", self.max_grad_norm, "must be above 0")
         require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
         require(self.micro_batch_tokens > 0, "train.micro_batch_tokens", self.micro_batch_tokens, "must be at least 1")
+        require_one_of(("auto", "varlen", "padded"), "train.packing", self.packing)
+        require(
+            not self.offload_optimizer or self.zero_stage > 0,
+            "train.offload_optimizer",
+            self.offload_optimizer,
+            "needs train.zero_stage=1, 2 or 3",
+        )
+        require(
+            not self.offload_parameters or self.zero_stage == 3,
+            "train.offload_parameters",
+            self.offload_parameters,
+            "needs train.zero_stage=3",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class SyncConfig:
+    """How new weights travel from the policy to the rollout engines, a bucket at a time."""
+
+    transport: str = "auto"  # "object_store"; "ipc": memory that policy rank i and engine i of one GPU (or host) share;
+    # "broadcast": NCCL between GPUs, gloo between CPUs; "disk"; "auto": what fits the cluster
+    bucket_mib: int = 256  # what a transfer holds on top of the weights; a larger tensor goes alone
+    directory: str | None = None  # for transport=disk, seen by every node; null is the run's directory
+    verify_weights: bool = False  # after each transfer compare a checksum of every tensor on both sides
+
+    def __post_init__(self) -> None:
+        choices = ("auto", "object_store", "ipc", "broadcast", "disk")
+        require_one_of(choices, "sync.transport", self.transport)
+        require(self.bucket_mib > 0, "sync.bucket_mib", self.bucket_mib, "must be at least 1")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -210,6 +274,8 @@ class ClusterConfig:
     name: str = "local"
     address: str | None = None  # of a running Ray cluster; null starts one on this machine
     overlap: bool = True  # generation goes on while the policy trains; false interrupts it
+    colocate: bool = True  # policy rank i, reference i and engine i share bundle i; false gives each its own
+    take_turns: bool = False  # whoever is not at work gives its memory back; needs overlap=false
     placement_timeout_seconds: float = 60.0
     policy: RoleResources = field(default_factory=lambda: RoleResources(cpus=0.5))
     reference: RoleResources = field(default_factory=RoleResources)
@@ -223,9 +289,13 @@ class ClusterConfig:
             require(resources.workers >= 1, f"cluster.{role}.workers", resources.workers, "must be at least 1")
             require(resources.cpus > 0, f"cluster.{role}.cpus", resources.cpus, "must be above 0")
             require(resources.gpus >= 0, f"cluster.{role}.gpus", resources.gpus, "must not be negative")
-        for role in ("reference", "buffer"):
-            workers = getattr(self, role).workers
-            require(workers == 1, f"cluster.{role}.workers", workers, "there is only one")
+        require(self.buffer.workers == 1, "cluster.buffer.workers", self.buffer.workers, "there is only one")
+        require(
+            not (self.take_turns and self.overlap),
+            "cluster.take_turns",
+            self.take_turns,
+            "needs cluster.overlap=false: who takes turns can't work at the same time",
+        )
         require(
             (self.policy.gpus > 0) == (self.rollout.gpus > 0),
             "cluster.rollout.gpus",
@@ -260,6 +330,7 @@ class RunConfig:
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    sync: SyncConfig = field(default_factory=SyncConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -280,9 +351,32 @@ class RunConfig:
             self.train.zero_stage,
             "must be 1, 2 or 3 where model.dtype=bfloat16: without ZeRO there are no fp32 master weights",
         )
+        cluster, engine_gpus = self.cluster, self.rollout.tensor_parallel
+        require(
+            cluster.rollout.gpus == 0 or engine_gpus == 1 or cluster.rollout.gpus == engine_gpus,
+            "cluster.rollout.gpus",
+            cluster.rollout.gpus,
+            f"an engine with rollout.tensor_parallel={engine_gpus} needs as many whole GPUs",
+        )
+        require(
+            self.transport != "ipc" or (cluster.colocate and cluster.rollout.workers <= cluster.policy.workers),
+            "sync.transport",
+            self.transport,
+            "engine i shares memory with policy rank i: needs cluster.colocate=true and at least as many "
+            f"cluster.policy.workers={cluster.policy.workers} as cluster.rollout.workers={cluster.rollout.workers}",
+        )
         require(
             self.algo.kl_coefficient == 0 or (self.cluster.reference.gpus > 0) == (self.cluster.policy.gpus > 0),
             "cluster.reference.gpus",
             self.cluster.reference.gpus,
             f"the reference runs where the policy runs: cluster.policy.gpus={self.cluster.policy.gpus}",
         )
+
+    @property
+    def transport(self) -> str:
+        """How weights travel."""
+        if self.sync.transport != "auto":
+            return self.sync.transport
+        if not self.cluster.colocate:
+            return "broadcast"
+        return "ipc" if self.cluster.take_turns else "object_store"

@@ -1,8 +1,9 @@
 """The C3PO loop: pull exactly N tokens, update, move generation to the new weights, carry the rest over."""
 
+import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from ring_ray.config import RunConfig
@@ -15,6 +16,11 @@ class StepLog(Protocol):
     def log(self, metrics: StepMetrics) -> None: ...
 
 
+class MemoryMeter(Protocol):
+    async def memory(self) -> int:
+        """Bytes held now."""
+
+
 class Controller:
     """Wires the roles into optimizer steps. It sees references, counts and metrics, never a token."""
 
@@ -25,9 +31,11 @@ class Controller:
         stream: RolloutStream,
         policy: PolicyRole,
         reference: ReferenceRole | None,
+        meters: Mapping[str, MemoryMeter],
         tracker: StepLog,
     ) -> None:
-        self._config = config
+        """``meters`` are read at the end of each phase; none where phases overlap and a figure would say nothing."""
+        self._config, self._meters = config, meters
         self._stream, self._policy, self._reference, self._tracker = stream, policy, reference, tracker
 
     async def run(self) -> None:
@@ -35,17 +43,17 @@ class Controller:
         async with self._stream as stream:
             generated = 0
             for step in range(1, self._config.train.steps + 1):
-                clock = PhaseClock()
-                with clock.phase("wait"):
+                phases = Phases(self._meters)
+                async with phases.phase("wait"):
                     batch, summary = await stream.take()  # exactly N finished tokens, never fewer, never more
                     if not self._config.cluster.overlap:
                         await stream.pause()
-                with clock.phase("reference"):
+                async with phases.phase("reference"):
                     reference = await self._reference.logprobs(batch) if self._reference else None
-                with clock.phase("update"):
+                async with phases.phase("update"):
                     update = await self._policy.update(batch, reference)  # one optimizer step, loss scaled by 1/Φ
-                with clock.phase("sync"):
-                    ledger = await stream.load(await self._policy.weights(), version=step)
+                async with phases.phase("sync"):
+                    ledger = await stream.advance(version=step)  # every token accounted for, then the new weights
                 self._tracker.log(
                     StepMetrics(
                         step=step,
@@ -53,26 +61,27 @@ class Controller:
                         update=update,
                         ledger=ledger,
                         token_budget=self._config.algo.token_budget,
-                        step_seconds=clock.total,
-                        phase_seconds=clock.seconds,
+                        step_seconds=sum(phases.seconds.values()),
+                        phase_seconds=phases.seconds,
+                        memory_bytes=phases.memory_bytes,
                         generated_tokens=ledger.generated - generated,
                     )
                 )
                 generated = ledger.generated
 
 
-class PhaseClock:
-    """Wall seconds of one step, by phase."""
+class Phases:
+    """Wall seconds of one step by phase, and what each meter read at its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, meters: Mapping[str, MemoryMeter]) -> None:
+        self._meters = meters
         self.seconds: dict[str, float] = {}
+        self.memory_bytes: dict[str, int] = {}
 
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    @asynccontextmanager
+    async def phase(self, name: str) -> AsyncIterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+        read = await asyncio.gather(*(meter.memory() for meter in self._meters.values()))
+        self.memory_bytes |= {f"{name}/{role}": held for role, held in zip(self._meters, read, strict=True)}

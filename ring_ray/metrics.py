@@ -54,7 +54,9 @@ METRICS = (
     Metric("policy/kl", "nats/token", "k3 estimate against the reference policy", lambda m: m.update.kl),
     Metric("policy/behaviour_kl", "nats/token", "k3, sampling to training policy", lambda m: m.update.behaviour_kl),
     Metric("policy/clip_fraction", "1", "clipped fraction of trained tokens", lambda m: m.update.clip_fraction),
-    Metric("policy/ratio_max", "1", "largest importance ratio of a trained token", lambda m: m.update.ratio_max),
+    Metric("policy/ratio_max", "1", "largest π_train / π_rollout of a trained token", lambda m: m.update.ratio_max),
+    Metric("policy/truncated_fraction", "1", "correction cut at its bound", lambda m: m.update.truncated_fraction),
+    Metric("policy/masked_fraction", "1", "correction set to 0: IcePop's mask", lambda m: m.update.masked_fraction),
     Metric("moe/balance_loss", "1", "1 when experts are evenly loaded; 0 if dense", lambda m: m.update.balance_loss),
     Metric("moe/z_loss", "1", "router z-loss", lambda m: m.update.z_loss),
     Metric("reward/mean", "1", "over the groups completed since the last step", lambda m: m.batch.reward_mean),
@@ -72,9 +74,14 @@ METRICS = (
 
 
 def flatten(metrics: StepMetrics) -> dict[str, float]:
-    """A step's numbers by name: `METRICS`, then perf/<phase>_seconds for each phase of the step."""
+    """A step's numbers by name.
+
+    `METRICS`, then perf/<phase>_seconds for each phase of the step (wait, reference, update, sync) and, where the roles
+    take turns, memory/<phase>/<role>_gib, held at the end of the phase by the role, or on a GPU by all on the device.
+    """
     values = {metric.name: metric.read(metrics) for metric in METRICS}
-    return values | {f"perf/{phase}_seconds": seconds for phase, seconds in metrics.phase_seconds.items()}
+    seconds = {f"perf/{phase}_seconds": seconds for phase, seconds in metrics.phase_seconds.items()}
+    return values | seconds | {f"memory/{name}_gib": held / 2**30 for name, held in metrics.memory_bytes.items()}
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:

@@ -6,6 +6,7 @@ the object itself where there is nothing to keep out of the process: with fakes,
 and for the demonstrations that the driver makes.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
@@ -15,7 +16,7 @@ from ring_ray.types import BatchSummary, Ledger, Reward, RolloutStatus, UpdateMe
 RolloutRef = NewType("RolloutRef", object)  # to a Rollout
 BatchRef = NewType("BatchRef", object)  # to a TokenBatch
 LogprobsRef = NewType("LogprobsRef", object)  # to tuple[FloatArray, ...], one array a segment
-WeightsRef = NewType("WeightsRef", object)  # to Weights
+ParcelRef = NewType("ParcelRef", object)  # to a Parcel of each rank of the policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +36,23 @@ class RolloutRole(Protocol):
     async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
         """Continue a rollout until its K responses are finished, or until `interrupt`."""
 
-    async def interrupt(self) -> None:
-        """Make every `generate` in progress return; until `load` or `resume` no token is sampled."""
+    async def interrupt(self, *, sleep: bool = False) -> None:
+        """Make every `generate` in progress return; until `resume` no token is sampled.
 
-    async def load(self, weights: WeightsRef, version: int) -> None: ...
+        With ``sleep`` the engines' memory is given back, too; new weights must then be received before `resume`.
+        """
 
-    async def resume(self) -> None: ...
+    async def receive(self, parcel: ParcelRef) -> None:
+        """Copy some of the new weights into every engine."""
+
+    async def resume(self, version: int | None = None) -> None:
+        """Sample again, by weights of ``version`` if new ones were received."""
+
+    async def checksums(self) -> list[dict[str, str]]:
+        """For each engine, of every weight by its name."""
+
+    async def memory(self) -> int:
+        """Bytes that the engines hold: on a GPU everyone's on their GPUs."""
 
 
 class RewardRole(Protocol):
@@ -65,6 +77,8 @@ class ReferenceRole(Protocol):
 
     async def logprobs(self, batch: BatchRef) -> LogprobsRef: ...
 
+    async def memory(self) -> int: ...
+
 
 class PolicyRole(Protocol):
     async def start(self, model_path: str, train: TrainConfig, algo: AlgoConfig) -> None:
@@ -72,7 +86,16 @@ class PolicyRole(Protocol):
 
     async def update(self, batch: BatchRef, reference: LogprobsRef | None) -> UpdateMetrics: ...
 
-    async def weights(self) -> WeightsRef: ...
+    def parcels(self) -> AsyncIterator[ParcelRef]:
+        """The weights; ask for the next parcel when the last one was received."""
+
+    async def checksums(self) -> dict[str, str]:
+        """Of every weight by its name."""
+
+    async def offload(self) -> None:
+        """Give the devices' memory back until the next `update` or `parcels`."""
+
+    async def memory(self) -> int: ...
 
     async def save(self, path: str) -> None:
         """Write a Hugging Face model directory."""

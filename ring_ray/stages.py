@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Protocol
 
 from ring_ray.config import RunConfig
-from ring_ray.controller import Controller, StepLog
+from ring_ray.controller import Controller, MemoryMeter, StepLog
 from ring_ray.evaluation import Accuracy, evaluate
 from ring_ray.roles import Roles
 from ring_ray.sft import Demonstration, cold_start
 from ring_ray.stream import Prompts, RolloutStream
+from ring_ray.sync import WeightSync
 from ring_ray.types import Prompt
 
 
@@ -52,9 +53,13 @@ class Stages:
         """``course`` is None where the run has no cold start."""
         self._config, self._roles, self._tracker = config, roles, tracker
         self._prompts, self._course = prompts, course
+        self._sync = WeightSync(
+            roles.policy, roles.rollout, verify=config.sync.verify_weights, take_turns=config.cluster.take_turns
+        )
         self._stream = RolloutStream(
             prompts=prompts,
             rollout=roles.rollout,
+            sync=self._sync,
             reward=roles.reward,
             buffer=roles.buffer,
             algo=config.algo,
@@ -73,8 +78,7 @@ class Stages:
         if self._course is not None:
             model_path = await self._cold_start(model_path, run_dir / self.MODELS[0], self._course)
             sft = await self._measure("sft")
-        await self._reinforce(model_path)
-        await self._roles.policy.save(str(run_dir / self.MODELS[1]))
+        await self._reinforce(model_path, run_dir / self.MODELS[1])
         return {"base": base, "sft": sft, "rl": await self._measure("rl")}
 
     async def _measure(self, name: str) -> Accuracy:
@@ -90,10 +94,13 @@ class Stages:
         config, roles = self._config, self._roles
 
         async def probe() -> Accuracy:
-            await roles.rollout.load(await roles.policy.weights(), version=0)
-            return await evaluate(course.probe, roles.rollout, roles.reward)
+            await self._sync.transfer(version=0)
+            accuracy = await evaluate(course.probe, roles.rollout, roles.reward)
+            await self._sync.rest()
+            return accuracy
 
         self._tracker.stage(f"cold start: demonstrations until accuracy {config.sft.target_accuracy:g}")
+        await self._sync.rest()
         steps = await cold_start(
             model_path,
             sft=config.sft,
@@ -109,11 +116,11 @@ class Stages:
                 f"cold start: sft.target_accuracy={config.sft.target_accuracy:g} was not reached in "
                 f"sft.max_steps={config.sft.max_steps} steps; reinforcement learning may find little to learn from"
             )
-        await roles.rollout.load(await roles.policy.weights(), version=0)
         await roles.policy.save(str(target))
+        await self._sync.transfer(version=0)
         return str(target)
 
-    async def _reinforce(self, model_path: str) -> None:
+    async def _reinforce(self, model_path: str, target: Path) -> None:
         config, roles = self._config, self._roles
         self._tracker.stage(f"{config.algo.name}: {config.train.steps} steps")
         longest_group = config.algo.group_size * config.rollout.max_response_tokens
@@ -122,10 +129,28 @@ class Stages:
                 f"  one group may have {longest_group} tokens, more than algo.token_budget={config.algo.token_budget}: "
                 "expect many to grow too old before their turn"
             )
-        await roles.policy.start(model_path, config.train, config.algo)
+        await self._sync.rest()
         if roles.reference is not None:
             await roles.reference.start(model_path)
+        await roles.policy.start(model_path, config.train, config.algo)
+        await self._sync.transfer(version=0)
         controller = Controller(
-            config, stream=self._stream, policy=roles.policy, reference=roles.reference, tracker=self._tracker
+            config,
+            stream=self._stream,
+            policy=roles.policy,
+            reference=roles.reference,
+            meters=self._meters() if config.cluster.take_turns else {},
+            tracker=self._tracker,
         )
         await controller.run()
+        await self._sync.rest()
+        await roles.policy.save(str(target))
+        await self._sync.transfer(version=config.train.steps)
+
+    def _meters(self) -> dict[str, MemoryMeter]:
+        """On a GPU the policy's rank sees what all roles hold there."""
+        roles = self._roles
+        if self._config.cluster.device == "cuda":
+            return {"device": roles.policy}
+        meters: dict[str, MemoryMeter] = {"policy": roles.policy, "rollout": roles.rollout}
+        return meters | ({"reference": roles.reference} if roles.reference else {})

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ring_ray.config import AlgoConfig, ConfigError
-from ring_ray.roles import BatchRef, BufferRole, BufferStatus, RewardRole, RolloutRef, RolloutRole, WeightsRef
+from ring_ray.roles import BatchRef, BufferRole, BufferStatus, RewardRole, RolloutRef, RolloutRole
+from ring_ray.sync import WeightSync
 from ring_ray.types import BatchSummary, Ledger, Prompt, Rollout, RolloutStatus, Sequence
 
 MAX_PASSES = 10  # over the data for one step; a step that needs more is not going to come
@@ -54,6 +55,7 @@ class RolloutStream:
         *,
         prompts: Prompts,
         rollout: RolloutRole,
+        sync: WeightSync,
         reward: RewardRole,
         buffer: BufferRole,
         algo: AlgoConfig,
@@ -66,7 +68,7 @@ class RolloutStream:
         ``overlap``: generation goes on while the policy trains.
         """
         check_budget(algo, len(prompts), max_response_tokens)
-        self._prompts, self._rollout, self._reward, self._buffer = prompts, rollout, reward, buffer
+        self._prompts, self._rollout, self._sync, self._reward, self._buffer = prompts, rollout, sync, reward, buffer
         self._algo, self._max_in_flight = algo, max_in_flight
         # How many steps' worth of tokens may be under way. With overlap the batch of version v is already taken when v
         # samples, so the first x steps' worth that v samples are trained at v + 1, ..., v + x: for no token to be
@@ -77,7 +79,9 @@ class RolloutStream:
         self._in_flight: dict[int, RolloutStatus] = {}  # by prompt index, as of the last return
         self._scored = 0  # groups, since the last batch or the last eviction
         self._status = BufferStatus(revision=0, queued=0.0, backlog=0.0)
-        self._open = asyncio.Event()  # the engines may sample: `load` sets it, `pause` clears it, prompts wait for it
+        self._open = (
+            asyncio.Event()
+        )  # the engines may sample: `advance` sets it, `pause` clears it, prompts wait for it
         self._changed = asyncio.Event()  # the buffer got a group, or a prompt failed: `take` waits for it
         self._prompt_tasks: set[asyncio.Task[None]] = set()  # a prompt's life
         self._generating: set[asyncio.Task[tuple[RolloutRef, bool]]] = set()  # its turns of an engine: `pause` waits
@@ -120,11 +124,11 @@ class RolloutStream:
     async def pause(self) -> None:
         """Interrupt the engines; returns once every unfinished response is back, with all its tokens."""
         self._open.clear()
-        await self._rollout.interrupt()
+        await self._sync.rest()
         await asyncio.gather(*self._generating)
 
-    async def load(self, weights: WeightsRef, version: int) -> Ledger:
-        """Move generation to a new policy version: pause, account for every token, load, resume.
+    async def advance(self, version: int) -> Ledger:
+        """Move generation to the policy's weights, now ``version``: pause, account for every token, load, resume.
 
         Raises `LedgerError` if a token is not exactly where the ledger says.
         """
@@ -134,7 +138,7 @@ class RolloutStream:
         self._observe(status)
         self._scored = 0
         ledger = self._account(buffered)
-        await self._rollout.load(weights, version)
+        await self._sync.transfer(version)
         self._open.set()
         self._issue()
         return ledger

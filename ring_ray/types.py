@@ -15,7 +15,7 @@ Every type is frozen and holds numpy arrays, so that Ray's object store passes i
 Dimensions: P prompt tokens, T response tokens, K responses to one prompt.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
 
@@ -24,8 +24,7 @@ import numpy.typing as npt
 
 IntArray: TypeAlias = npt.NDArray[np.int32]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
-Weights: TypeAlias = dict[str, npt.NDArray[np.generic]]
-"""Parameters by their Hugging Face checkpoint name; bfloat16 travels as a uint16 view of the same bits."""
+ExpertArray: TypeAlias = npt.NDArray[np.int16]
 
 FinishReason: TypeAlias = Literal["stop", "length", "unfinished"]
 
@@ -55,6 +54,9 @@ class Sequence:
     logprobs: FloatArray  # [T], nats: log-prob of each token under the policy version that sampled it
     versions: IntArray  # [T], policy version that sampled each token; never decreases
     finish_reason: FinishReason
+    # [P + T - 1, layers, k], int16: the experts that each position was sent to when the token after it was sampled;
+    # None where they were not asked for
+    routed_experts: ExpertArray | None = None
 
     @property
     def finished(self) -> bool:
@@ -195,6 +197,8 @@ class UpdateMetrics:
     clip_fraction: float
     ratio_max: float
     behaviour_kl: float  # k3 estimate between the sampling and the training policy, nats per token
+    truncated_fraction: float  # trained tokens whose correction weight was cut at its upper bound
+    masked_fraction: float  # trained tokens whose correction weight was set to 0
     balance_loss: float  # 1 when the experts are evenly loaded; 0 for dense models
     z_loss: float
     micro_batches: int  # per rank
@@ -212,3 +216,4 @@ class StepMetrics:
     step_seconds: float
     phase_seconds: dict[str, float]  # wait, reference, update, sync
     generated_tokens: int  # sampled during this step
+    memory_bytes: dict[str, int] = field(default_factory=dict)  # held at the end of "<phase>/<role>", by turns only

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ring_ray.actors.buffer import BufferHandle, BufferWorker
 from ring_ray.actors.placement import Plan, placed, plan
 from ring_ray.actors.policy import PolicyGang, PolicyWorker
-from ring_ray.actors.reference import ReferenceHandle, ReferenceWorker
+from ring_ray.actors.reference import ReferencePool, ReferenceWorker
 from ring_ray.actors.reward import RewardPool, RewardWorker
 from ring_ray.actors.rollout import RolloutPool, RolloutWorker
 from ring_ray.config import ClusterConfig, RoleResources, RunConfig
@@ -56,11 +56,16 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def spawned(config: RunConfig, model_path: str) -> AsyncIterator[Roles]:
-    """All actors of a run, placed; engines are closed and actors ended on the way out, whatever happened."""
+async def spawned(
+    config: RunConfig, model_path: str, rollout_worker: type[RolloutWorker] = RolloutWorker
+) -> AsyncIterator[Roles]:
+    """All actors of a run, placed; engines are closed and actors ended on the way out, whatever happened.
+
+    ``rollout_worker`` is for experiments that change how responses are sampled.
+    """
     layout = plan(config.cluster, with_reference=config.algo.kl_coefficient > 0)
     async with placed(layout, config.cluster.placement_timeout_seconds) as group:
-        crew = Crew(config, model_path, layout, group)
+        crew = Crew(config, model_path, layout, group, rollout_worker)
         try:
             await crew.roles.rollout.resume()  # nothing to resume: it answers once the engines are up
             yield crew.roles
@@ -71,46 +76,47 @@ async def spawned(config: RunConfig, model_path: str) -> AsyncIterator[Roles]:
 class Crew:
     """The actors of one run, each in its bundle."""
 
-    def __init__(self, config: RunConfig, model_path: str, layout: Plan, group: PlacementGroup) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        model_path: str,
+        layout: Plan,
+        group: PlacementGroup,
+        rollout_worker: type[RolloutWorker],
+    ) -> None:
         cluster, device = config.cluster, config.cluster.device
-        self._group = group
+        self._group, self._cluster, self._places = group, cluster, layout.places
         self._actors: list[Any] = []
-
-        def policy(rank: int) -> ActorProxy[PolicyWorker]:
-            args = (config, device, rank, cluster.policy.workers)
-            return self._spawn(PolicyWorker, f"policy-{rank}", cluster.policy, rank, *args)
-
-        def rollout(rank: int) -> ActorProxy[RolloutWorker]:
-            args = (model_path, config, device, config.seed + rank)
-            return self._spawn(RolloutWorker, f"rollout-{rank}", cluster.rollout, rank, *args)
-
-        def reward(index: int) -> ActorProxy[RewardWorker]:
-            return self._spawn(
-                RewardWorker, f"reward-{index}", cluster.reward, layout.services_index, model_path, config
-            )
-
-        buffer = self._spawn(BufferWorker, "buffer", cluster.buffer, layout.services_index, config.algo, config.seed)
-        self._rollout = RolloutPool([rollout(rank) for rank in range(cluster.rollout.workers)])
+        (buffer,) = self._spawn(BufferWorker, "buffer", lambda _: (config.algo, config.seed))
+        rollout = self._spawn(rollout_worker, "rollout", lambda rank: (model_path, config, device, config.seed + rank))
+        policy = self._spawn(PolicyWorker, "policy", lambda rank: (config, device, rank))
+        reward = self._spawn(RewardWorker, "reward", lambda _: (model_path, config))
+        reference = self._spawn(ReferenceWorker, "reference", lambda rank: (config, device, rank))
+        self._rollout = RolloutPool(rollout, config.transport)
         self.roles = Roles(
-            policy=PolicyGang([policy(rank) for rank in range(cluster.policy.workers)]),
+            policy=PolicyGang(policy),
             rollout=self._rollout,
-            reward=RewardPool([reward(index) for index in range(cluster.reward.workers)]),
+            reward=RewardPool(reward),
             buffer=BufferHandle(buffer),
-            reference=ReferenceHandle(self._spawn(ReferenceWorker, "reference", cluster.reference, 0, config, device))
-            if config.algo.kl_coefficient > 0
-            else None,
+            reference=ReferencePool(reference) if reference else None,
         )
 
-    def _spawn(self, worker: type[T], name: str, role: RoleResources, bundle: int, *args: object) -> ActorProxy[T]:
-        place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-        options: dict[str, Any] = {"name": name, "num_cpus": role.cpus, "num_gpus": role.gpus}
-        if role.cpus >= 2:
-            options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(int(role.cpus))}}
-        if worker is RolloutWorker:
+    def _spawn(self, worker: type[T], role: str, arguments: Callable[[int], tuple[object, ...]]) -> list[ActorProxy[T]]:
+        """The workers of a role, none where it has no place."""
+        resources: RoleResources = getattr(self._cluster, role)
+        options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+        if resources.cpus >= 2:
+            options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(int(resources.cpus))}}
+        if role == "rollout":
             options["max_concurrency"] = MAX_CALLS
-        actor: ActorProxy[T] = ray.remote(worker).options(scheduling_strategy=place, **options).remote(*args)
-        self._actors.append(actor)
-        return actor
+        actors: list[ActorProxy[T]] = []
+        for index, bundle in enumerate(self._places.get(role, ())):
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=bundle
+            )
+            actors.append(ray.remote(worker).options(name=f"{role}-{index}", **options).remote(*arguments(index)))
+            self._actors.append(actors[-1])  # at once, so that none is left behind if the next can't be made
+        return actors
 
     async def end(self) -> None:
         """Close the engines, whose processes would outlive a killed actor, then end every actor."""

@@ -1,7 +1,7 @@
 """Which actor runs in which bundle of the run's one placement group, and whether the cluster can hold it.
 
-Slot i is a bundle that policy rank i, rollout engine i and reference i share by fractions, so that on a GPU they take
-turns on the same device. The buffer and the reward workers share one more bundle.
+With ``cluster.colocate`` policy rank i, rollout engine i and reference i share bundle i by fractions, so that on a GPU
+they have the same device. Without, each has a bundle of its own. The buffer and the reward workers share one more.
 """
 
 import asyncio
@@ -30,21 +30,9 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    slots: tuple[Bundle, ...]  # slot i: policy rank i, rollout engine i, reference i
-    services: Bundle  # buffer and reward workers
+    bundles: tuple[Bundle, ...]
+    places: dict[str, tuple[int, ...]]  # by role: the index of each worker's bundle
     table: str  # for people: what each role asks for
-
-    @property
-    def services_index(self) -> int:
-        return len(self.slots)
-
-    @property
-    def bundles(self) -> tuple[Bundle, ...]:
-        return (*self.slots, self.services)
-
-
-def _share(roles: list[RoleResources]) -> Bundle:
-    return Bundle(sum(role.cpus for role in roles), sum(role.gpus for role in roles))
 
 
 def plan(cluster: ClusterConfig, *, with_reference: bool) -> Plan:
@@ -52,16 +40,23 @@ def plan(cluster: ClusterConfig, *, with_reference: bool) -> Plan:
     devices = {"policy": cluster.policy, "rollout": cluster.rollout}
     if with_reference:
         devices["reference"] = cluster.reference
-    slots = tuple(
-        _share([role for role in devices.values() if index < role.workers])
-        for index in range(max(role.workers for role in devices.values()))
-    )
-    services = _share([cluster.buffer] + [cluster.reward] * cluster.reward.workers)
-    rows = [(name, role) for name, role in (*devices.items(), ("buffer", cluster.buffer), ("reward", cluster.reward))]
+    members: list[list[RoleResources]] = []  # of each bundle
+    places: dict[str, tuple[int, ...]] = {}
+    for name, role in devices.items():
+        start = 0 if cluster.colocate else len(members)
+        places[name] = tuple(range(start, start + role.workers))
+        members += [[] for _ in range(start + role.workers - len(members))]
+        for index in places[name]:
+            members[index].append(role)
+    services = {"buffer": cluster.buffer, "reward": cluster.reward}
+    places |= {name: (len(members),) * role.workers for name, role in services.items()}
+    members.append([role for role in services.values() for _ in range(role.workers)])
     table = "\n".join(
-        f"  cluster.{name:<10} {role.workers:>3} x {role.cpus:g} CPU, {role.gpus:g} GPU" for name, role in rows
+        f"  cluster.{name:<10} {role.workers:>3} x {role.cpus:g} CPU, {role.gpus:g} GPU"
+        for name, role in (devices | services).items()
     )
-    return Plan(slots, services, table)
+    bundles = tuple(Bundle(sum(role.cpus for role in bundle), sum(role.gpus for role in bundle)) for bundle in members)
+    return Plan(bundles, places, table)
 
 
 def check(asked: Plan, nodes: list[dict[str, float]]) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import cast
 
 import ray
@@ -9,19 +11,34 @@ from ray import ObjectRef
 from ray.actor import ActorProxy
 
 from ring_ray.actors.calls import two_refs
+from ring_ray.actors.memory import held_bytes
 from ring_ray.config import AlgoConfig, Device, RunConfig, TrainConfig
 from ring_ray.engines.deepspeed import DeepSpeedEngine
-from ring_ray.roles import BatchRef, LogprobsRef, WeightsRef
-from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics, Weights
+from ring_ray.engines.weights import Parcel, Transport, checksum, make_transport, parcels
+from ring_ray.roles import BatchRef, LogprobsRef, ParcelRef
+from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics
 
 
 class PolicyWorker:
     """One rank."""
 
-    def __init__(self, config: RunConfig, device: Device, rank: int, world_size: int) -> None:
-        self._config, self._device = config, device
-        self._rank, self._world_size = rank, world_size
+    def __init__(self, config: RunConfig, device: Device, rank: int) -> None:
+        self._config, self._device, self._rank = config, device, rank
         self._engine: DeepSpeedEngine | None = None
+        self._transport = self._make_transport()
+        self._parcels: Iterator[Parcel] = iter(())
+
+    def _make_transport(self) -> Transport | None:
+        """Rank 0 sends to all engines; over shared memory each rank does, to the one that shares its device."""
+        config = self._config
+        if self._rank > 0 and config.transport != "ipc":
+            return None
+        return make_transport(
+            config.transport,
+            address=ray.util.get_node_ip_address(),
+            receivers=config.cluster.rollout.workers * config.rollout.tensor_parallel,
+            directory=Path(config.sync.directory or config.run_dir) / "weights",
+        )
 
     @ray.method
     def rendezvous(self) -> tuple[str, int]:
@@ -42,7 +59,7 @@ class PolicyWorker:
             temperature=self._config.rollout.temperature,
             device=self._device,
             rank=self._rank,
-            world_size=self._world_size,
+            world_size=self._config.cluster.policy.workers,
             master_address=meeting[0],
             master_port=meeting[1],
         )
@@ -57,10 +74,28 @@ class PolicyWorker:
     def update(self, batch: TokenBatch, reference: tuple[FloatArray, ...] | None) -> UpdateMetrics:
         return self._started.update(batch, reference)
 
+    @ray.method
+    def start_parcels(self) -> None:
+        config, weights = self._config, self._started.weights()
+        self._parcels = parcels(weights, self._transport, config.transport, config.sync.bucket_mib << 20)
+
     @ray.method(num_returns=2)
-    def weights(self) -> tuple[Weights, None]:
-        """The weights, and a second value that is there when they are."""
-        return self._started.weights(), None
+    def next_parcel(self) -> tuple[Parcel | None, bool]:
+        """The next parcel, and whether there was one."""
+        parcel = next(self._parcels, None)
+        return parcel, parcel is not None
+
+    @ray.method
+    def checksums(self) -> dict[str, str]:
+        return {name: checksum(tensor) for name, tensor in self._started.weights()}
+
+    @ray.method
+    def offload(self) -> None:
+        self._started.offload()
+
+    @ray.method
+    def memory(self) -> int:
+        return held_bytes(self._device)
 
     @ray.method
     def save(self, path: str) -> None:
@@ -83,10 +118,22 @@ class PolicyGang:
         metrics = await asyncio.gather(*(worker.update.remote(segments, logprobs) for worker in self._workers))
         return metrics[0]
 
-    async def weights(self) -> WeightsRef:
-        gathered = [two_refs(worker.weights.remote()) for worker in self._workers]
-        await asyncio.gather(*(done for _, done in gathered))
-        return WeightsRef(gathered[0][0])
+    async def parcels(self) -> AsyncIterator[ParcelRef]:
+        await asyncio.gather(*(worker.start_parcels.remote() for worker in self._workers))
+        while True:
+            calls = [two_refs(worker.next_parcel.remote()) for worker in self._workers]
+            if not all(await asyncio.gather(*(more for _, more in calls))):
+                return
+            yield ParcelRef([parcel for parcel, _ in calls])
+
+    async def checksums(self) -> dict[str, str]:
+        return (await asyncio.gather(*(worker.checksums.remote() for worker in self._workers)))[0]
+
+    async def offload(self) -> None:
+        await asyncio.gather(*(worker.offload.remote() for worker in self._workers))
+
+    async def memory(self) -> int:
+        return sum(await asyncio.gather(*(worker.memory.remote() for worker in self._workers)))
 
     async def save(self, path: str) -> None:
         await asyncio.gather(*(worker.save.remote(path) for worker in self._workers))

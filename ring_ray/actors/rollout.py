@@ -8,10 +8,12 @@ from ray import ObjectRef
 from ray.actor import ActorProxy
 
 from ring_ray.actors.calls import LeastLoaded, two_refs
+from ring_ray.actors.memory import held_bytes
 from ring_ray.config import Device, RunConfig
 from ring_ray.engines.base import RolloutEngine
-from ring_ray.roles import RolloutRef, WeightsRef
-from ring_ray.types import Rollout, RolloutStatus, Sequence, Weights
+from ring_ray.engines.weights import Parcel
+from ring_ray.roles import ParcelRef, RolloutRef
+from ring_ray.types import Prompt, Rollout, RolloutStatus, Sequence
 
 
 class RolloutWorker:
@@ -20,15 +22,26 @@ class RolloutWorker:
     def __init__(self, model_path: str, config: RunConfig, device: Device, seed: int) -> None:
         from ring_ray.engines.vllm import VllmEngine  # here, so that the driver never imports vLLM
 
-        self._engine: RolloutEngine = VllmEngine(model_path, config.model, config.rollout, device, seed)
+        self._device = device
+        self._engine: RolloutEngine = VllmEngine(
+            model_path,
+            config.model,
+            config.rollout,
+            device,
+            seed,
+            replay_routing=config.algo.replay_routing,
+            sleeps=config.cluster.take_turns,
+        )
+
+    async def extend(self, prompt: Prompt, response: int, sequence: Sequence) -> Sequence:
+        """Continue response number ``response`` to a prompt."""
+        return sequence if sequence.finished else await self._engine.generate(sequence)
 
     @ray.method(num_returns=2)
     async def generate(self, rollout: Rollout) -> tuple[Rollout, RolloutStatus]:
-        async def go_on(sequence: Sequence) -> Sequence:
-            return sequence if sequence.finished else await self._engine.generate(sequence)
-
         before = sum(len(sequence) for sequence in rollout.sequences)
-        sequences = tuple(await asyncio.gather(*(go_on(sequence) for sequence in rollout.sequences)))
+        numbered = enumerate(rollout.sequences)
+        sequences = tuple(await asyncio.gather(*(self.extend(rollout.prompt, *response) for response in numbered)))
         in_flight = sum(len(sequence) for sequence in sequences if not sequence.finished)
         total = sum(len(sequence) for sequence in sequences)
         status = RolloutStatus(
@@ -40,16 +53,24 @@ class RolloutWorker:
         return Rollout(prompt=rollout.prompt, sequences=sequences), status
 
     @ray.method
-    async def interrupt(self) -> None:
-        await self._engine.interrupt()
+    async def interrupt(self, sleep: bool) -> None:
+        await self._engine.interrupt(sleep=sleep)
 
     @ray.method
-    async def load(self, weights: Weights, version: int) -> None:
-        await self._engine.load(weights, version)
+    async def receive(self, parcel: Parcel) -> None:
+        await self._engine.receive(parcel)
 
     @ray.method
-    async def resume(self) -> None:
-        await self._engine.resume()
+    async def resume(self, version: int | None) -> None:
+        await self._engine.resume(version)
+
+    @ray.method
+    async def checksums(self) -> dict[str, str]:
+        return await self._engine.checksums()
+
+    @ray.method
+    async def memory(self) -> int:
+        return held_bytes(self._device)
 
     @ray.method
     async def close(self) -> None:
@@ -59,8 +80,9 @@ class RolloutWorker:
 class RolloutPool:
     """`RolloutRole` over M workers."""
 
-    def __init__(self, workers: list[ActorProxy[RolloutWorker]]) -> None:
+    def __init__(self, workers: list[ActorProxy[RolloutWorker]], transport: str) -> None:
         self._workers = workers
+        self._from_own_rank = transport == "ipc"
         self._least_loaded = LeastLoaded(workers)
 
     async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
@@ -68,15 +90,23 @@ class RolloutPool:
             grown, status = two_refs(worker.generate.remote(cast("Rollout | ObjectRef[Rollout]", rollout)))
             return RolloutRef(grown), await status
 
-    async def interrupt(self) -> None:
-        await asyncio.gather(*(worker.interrupt.remote() for worker in self._workers))
+    async def interrupt(self, *, sleep: bool = False) -> None:
+        await asyncio.gather(*(worker.interrupt.remote(sleep) for worker in self._workers))
 
-    async def load(self, weights: WeightsRef, version: int) -> None:
-        stored = cast("ObjectRef[Weights]", weights)
-        await asyncio.gather(*(worker.load.remote(stored, version) for worker in self._workers))
+    async def receive(self, parcel: ParcelRef) -> None:
+        """Engine i takes what rank i sends, over shared memory; else all take what rank 0 sends."""
+        by_rank = cast("list[ObjectRef[Parcel]]", parcel)
+        own = [by_rank[index if self._from_own_rank else 0] for index in range(len(self._workers))]
+        await asyncio.gather(*(worker.receive.remote(sent) for worker, sent in zip(self._workers, own, strict=True)))
 
-    async def resume(self) -> None:
-        await asyncio.gather(*(worker.resume.remote() for worker in self._workers))
+    async def resume(self, version: int | None = None) -> None:
+        await asyncio.gather(*(worker.resume.remote(version) for worker in self._workers))
+
+    async def checksums(self) -> list[dict[str, str]]:
+        return await asyncio.gather(*(worker.checksums.remote() for worker in self._workers))
+
+    async def memory(self) -> int:
+        return sum(await asyncio.gather(*(worker.memory.remote() for worker in self._workers)))
 
     async def close(self) -> None:
         await asyncio.gather(*(worker.close.remote() for worker in self._workers))

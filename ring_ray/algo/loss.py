@@ -1,9 +1,11 @@
-"""The C3PO loss (Ring-lite, arXiv 2506.14731, section 3) and its accumulation over micro-batches.
+"""The C3PO loss (Ring-lite, arXiv 2506.14731, section 3), its relatives, and accumulation over micro-batches.
 
-``L = -Σ w [min(r A, clip(r, 1-ε, 1+ε) A) - β k3] - α_ent H + α_bal B + α_z Z`` over the trained tokens of a step.
-The weights w are data (`packing.token_weights`): 1/Φ for C3PO. H, B and Z are means over the M tokens that the step
-trains on all ranks; M is Φ wherever the last response is cut at the budget. Every term is a sum over tokens with
-factors that no rank and no micro-batch can change, so gradients add up however the step is packed.
+``L = -Σ w [k J - β k3] - α_ent H + α_bal B + α_z Z`` over the trained tokens of a step. J is the policy-gradient
+objective: ``min(r A, clip(r, 1-ε, 1+ε) A)`` for C3PO (`objectives.OBJECTIVES`); k is the correction for tokens that
+another policy sampled (`objectives.correct`), 1 for C3PO. The weights w are data (`packing.token_weights`): 1/Φ for
+C3PO. H, B and Z are means over the M tokens that the step trains on all ranks; M is Φ wherever the last response is
+cut at the budget. Every term is a sum over tokens with factors that no rank and no micro-batch can change, so gradients
+add up however the step is packed.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,63 +17,56 @@ from torch import Tensor
 
 from ring_ray.algo.logprobs import TokenOutputs
 from ring_ray.algo.moe import balance_loss, z_loss
+from ring_ray.algo.objectives import OBJECTIVES, LossInputs, correct
 from ring_ray.algo.packing import MicroBatch
 from ring_ray.config import AlgoConfig
 from ring_ray.types import UpdateMetrics
 
-Policy: TypeAlias = Callable[[Tensor, Tensor, Tensor], TokenOutputs]
-"""Called with `MicroBatch.inputs`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossInputs:
-    """Trained tokens, flat. Log-probs and entropies in nats."""
-
-    logprobs_N: Tensor
-    entropies_N: Tensor
-    behaviour_logprobs_N: Tensor  # under the policy versions that sampled the tokens
-    advantages_N: Tensor
-    weights_N: Tensor
-    reference_logprobs_N: Tensor | None = None
+Policy: TypeAlias = Callable[..., TokenOutputs]
+"""Called with the fields of `PolicyInputs`, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutputs:
     loss: Tensor  # [], without B and Z
     sums: dict[str, Tensor]  # [] each, over tokens, detached
-    ratio_max: Tensor  # []; 0 without tokens
+    ratio_max: Tensor  # [], of π_train / π_rollout; 0 without tokens
 
 
 def policy_loss(inputs: LossInputs, algo: AlgoConfig, trained_tokens: int) -> LossOutputs:
-    """Loss of some of the step's ``trained_tokens`` M: a clipped policy gradient, or the likelihood.
+    """Loss of some of the step's ``trained_tokens`` M: a policy gradient, or the likelihood.
 
-    With ``objective: likelihood`` the loss is ``-Σ w log π``, nothing else. Raises ValueError where β is above 0 and
-    there are no reference log-probs.
+    With ``behaviour: recomputed`` ratios are taken against the log-probs of this very forward pass. A batch makes one
+    optimizer step, so these are the log-probs before the update: r is 1, nothing is clipped, and r has a gradient. With
+    ``objective: likelihood`` the loss is ``-Σ w log π``, nothing else.
+
+    Raises ValueError where β is above 0 and there are no reference log-probs.
     """
-    new_N, weights_N = inputs.logprobs_N, inputs.weights_N
+    new_N, rollout_N, weights_N = inputs.logprobs_N, inputs.behaviour_logprobs_N, inputs.weights_N
     zero_N = torch.zeros_like(new_N)
     if algo.objective == "likelihood":
-        loss = -(weights_N * new_N).sum()
-        return _outputs(loss, zero_N, inputs.entropies_N, kl=zero_N, behaviour_kl=zero_N, clipped=zero_N)
-    log_ratio_N = new_N - inputs.behaviour_logprobs_N
-    ratio_N = log_ratio_N.exp()
-    unclipped_N = ratio_N * inputs.advantages_N
-    clipped_N = ratio_N.clamp(1 - algo.clip_range, 1 + algo.clip_range) * inputs.advantages_N
-    objective_N, kl_N = torch.minimum(unclipped_N, clipped_N), zero_N
+        nothing = dict.fromkeys(("kl", "behaviour_kl", "clipped", "truncated", "masked"), zero_N)
+        return _outputs(-(weights_N * new_N).sum(), zero_N, entropy=inputs.entropies_N, **nothing)
+    mismatch_N = (new_N.detach() - rollout_N).exp()
+    correction = correct(mismatch_N, algo)
+    behaviour_N = rollout_N if algo.behaviour == "rollout" else new_N.detach()
+    surrogate = OBJECTIVES[algo.objective](inputs, new_N - behaviour_N, algo)
+    objective_N, kl_N = correction.weights_N * surrogate.values_N, zero_N
     if algo.kl_coefficient > 0:
         if inputs.reference_logprobs_N is None:
             raise ValueError(f"algo.kl_coefficient={algo.kl_coefficient} needs reference log-probs")
         kl_N = k3(new_N, inputs.reference_logprobs_N)
         objective_N = objective_N - algo.kl_coefficient * kl_N
-    loss = -(weights_N * objective_N).sum() - algo.entropy_coefficient * inputs.entropies_N.sum() / trained_tokens
     return _outputs(
-        loss,
-        ratio_N,
-        inputs.entropies_N,
+        -(weights_N * objective_N).sum() - algo.entropy_coefficient * inputs.entropies_N.sum() / trained_tokens,
+        mismatch_N,
+        entropy=inputs.entropies_N,
         kl=kl_N,
         # Between sampling and training policy, on tokens of the former: k3 with the roles turned round.
-        behaviour_kl=k3(inputs.behaviour_logprobs_N, new_N),
-        clipped=(clipped_N < unclipped_N).to(new_N.dtype),
+        behaviour_kl=k3(rollout_N, new_N),
+        clipped=surrogate.clipped_N,
+        truncated=correction.truncated_N,
+        masked=correction.masked_N,
     )
 
 
@@ -81,10 +76,9 @@ def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:
     return log_ratio_N.exp() - log_ratio_N - 1
 
 
-def _outputs(loss: Tensor, ratio_N: Tensor, entropies_N: Tensor, **per_token: Tensor) -> LossOutputs:
-    values = {"entropy": entropies_N, **per_token}
-    sums = {name: value.detach().sum(dtype=torch.float64) for name, value in values.items()}
-    ratio_max = ratio_N.detach().max() if len(ratio_N) else ratio_N.new_zeros(())
+def _outputs(loss: Tensor, ratio_N: Tensor, **per_token: Tensor) -> LossOutputs:
+    sums = {name: value.detach().sum(dtype=torch.float64) for name, value in per_token.items()}
+    ratio_max = ratio_N.max() if len(ratio_N) else ratio_N.new_zeros(())
     return LossOutputs(loss=loss, sums={"loss": loss.detach().double(), **sums}, ratio_max=ratio_max)
 
 
@@ -146,6 +140,7 @@ def _micro_batch_loss(
         behaviour_logprobs_N=micro_batch.behaviour_logprobs_N,
         advantages_N=micro_batch.advantages_N,
         weights_N=micro_batch.weights_N,
+        rows_N=micro_batch.rows_N,
         reference_logprobs_N=micro_batch.reference_logprobs_N,
     )
     result, router = policy_loss(inputs, algo, trained_tokens), outputs.router
@@ -168,7 +163,8 @@ def update_metrics(
     micro_batches: int,
 ) -> UpdateMetrics:
     """From the sums over all ranks."""
-    mean = {name: float(step.sums[name]) / trained_tokens for name in ("entropy", "kl", "behaviour_kl", "clipped")}
+    names = ("entropy", "kl", "behaviour_kl", "clipped", "truncated", "masked")
+    mean = {name: float(step.sums[name]) / trained_tokens for name in names}
     balance, z = 0.0, 0.0
     if "probabilities_LE" in step.sums:
         balance = float(balance_loss(step.sums["probabilities_LE"], step.sums["choices_LE"], trained_tokens))
@@ -182,6 +178,8 @@ def update_metrics(
         clip_fraction=mean["clipped"],
         ratio_max=float(step.ratio_max),
         behaviour_kl=mean["behaviour_kl"],
+        truncated_fraction=mean["truncated"],
+        masked_fraction=mean["masked"],
         balance_loss=balance,
         z_loss=z,
         micro_batches=micro_batches,

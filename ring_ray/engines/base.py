@@ -1,8 +1,12 @@
 """The two protocols behind which the engines sit."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
-from ring_ray.types import FloatArray, Sequence, TokenBatch, UpdateMetrics, Weights
+from torch import Tensor
+
+from ring_ray.engines.weights import Parcel
+from ring_ray.types import FloatArray, Sequence, TokenBatch, UpdateMetrics
 
 
 class RolloutEngine(Protocol):
@@ -16,17 +20,24 @@ class RolloutEngine(Protocol):
         passing the result in again resumes it. While the engine is interrupted, returns ``sequence`` unchanged.
         """
 
-    async def interrupt(self) -> None:
-        """Make every `generate` in progress return what it has; returns once no token can be sampled any more."""
+    async def interrupt(self, *, sleep: bool = False) -> None:
+        """Make every `generate` in progress return what it has; returns once no token can be sampled any more.
 
-    async def load(self, weights: Weights, version: int) -> None:
-        """Replace the weights in place, drop the caches computed from the old ones and accept work again.
-
-        Interrupts first if the caller has not.
+        With ``sleep`` the memory of the weights and of the cache is then given back; `receive` and `resume` take it
+        again.
         """
 
-    async def resume(self) -> None:
-        """Accept work again after `interrupt` with the weights that are there."""
+    async def receive(self, parcel: Parcel) -> None:
+        """Copy some of the new weights into place. Interrupts first if the caller has not."""
+
+    async def resume(self, version: int | None = None) -> None:
+        """Accept work again after `interrupt`; ``version`` is that of the weights, if all of them were received.
+
+        An engine whose weights slept can only be resumed with new ones.
+        """
+
+    async def checksums(self) -> dict[str, str]:
+        """Of every tensor, by its checkpoint name, as `weights.checksum` has it. For an engine that is interrupted."""
 
     async def close(self) -> None:
         """End the engine and its processes. Idempotent."""
@@ -42,11 +53,17 @@ class TrainEngine(Protocol):
         [stop - start]; None where the KL coefficient is 0.
         """
 
-    def logprobs(self, batch: TokenBatch) -> tuple[FloatArray, ...]:
-        """Log-probs of each segment's tokens [stop - start] under the current weights."""
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters under their Hugging Face checkpoint names, on the training device.
 
-    def weights(self) -> Weights:
-        """All parameters under their Hugging Face checkpoint names; every rank must call it, rank 0's answer counts."""
+        Collective: every rank must go through all of it, in step. A tensor is there until the next one is asked for.
+        """
+
+    def offload(self) -> None:
+        """Give back the device's memory until the next `update`, `weights` or `save`."""
 
     def save(self, path: str) -> None:
         """Write a Hugging Face model directory (safetensors, config, tokenizer) that transformers and vLLM load."""
+
+    def close(self) -> None:
+        """Let go of the model and its optimizer state. Idempotent."""

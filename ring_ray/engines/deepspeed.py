@@ -3,11 +3,10 @@
 import gc
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -15,10 +14,14 @@ from transformers import AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
 from ring_ray.algo.loss import StepSums, accumulate, update_metrics
-from ring_ray.algo.packing import MicroBatch, collate, pack, token_weights
+from ring_ray.algo.packing import MicroBatch, Rows, collate, pack, token_weights
 from ring_ray.config import AlgoConfig, ModelConfig, TrainConfig
 from ring_ray.engines.hf import CausalPolicy, load_model, rank_logprobs
-from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics, Weights
+from ring_ray.engines.host_memory import HostMemory, free, tensors_in
+from ring_ray.engines.modules import conversion_groups, recompute_layers, sparse_moe_blocks, unique_tensors
+from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics
+
+REDUCE_BUCKET = 50_000_000  # gradients that travel at a time; ZeRO-3 holds a buffer for them throughout
 
 
 class DeepSpeedEngine:
@@ -55,23 +58,25 @@ class DeepSpeedEngine:
                 rank=rank,
                 world_size=world_size,
             )
-        self._policy = CausalPolicy(load_model(model_path, model), temperature)
+        self._policy = CausalPolicy(
+            load_model(model_path, model), temperature, packing=train.packing, replay_routing=algo.replay_routing
+        )
         # A dense model has no experts to balance: this spares it the forward passes that would count their use.
         self._algo = algo if self._policy.top_k is not None else replace(algo, balance_coefficient=0.0)
-        optimizer = torch.optim.AdamW(
-            self._policy.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay
-        )
-        self._grad_norm = 0.0
-        if train.zero_stage == 0:
-            # DeepSpeed clips here too, but keeps the norm to itself.
-            optimizer.register_step_pre_hook(self._clip_gradients)
+        if train.activation_checkpointing:
+            recompute_layers(self._policy.model)
+        for block in sparse_moe_blocks(self._policy):
+            # ZeRO-3 gathers its experts at once: which of them a rank needs, and when, is for the tokens to say.
+            self._deepspeed.utils.set_z3_leaf_module(block, True)
+        optimizer = self._make_optimizer()
         warmup = max(train.warmup_steps, 1)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        self._host_memory = HostMemory()
         self._engine: Any = self._deepspeed.initialize(
             model=self._policy,
             optimizer=optimizer,
             lr_scheduler=schedule,
-            config=_deepspeed_config(model, train),
+            config=_deepspeed_config(model, train, sum(p.numel() for p in self._policy.parameters())),
             dist_init_required=False,
         )[0]
 
@@ -83,6 +88,7 @@ class DeepSpeedEngine:
         """
         if batch.trained_tokens == 0:
             raise ValueError("the batch trains no token")
+        self._host_memory.give_back()
         micro_batches = self._micro_batches(batch, reference_logprobs)
         step = accumulate(
             self._engine,
@@ -110,21 +116,36 @@ class DeepSpeedEngine:
 
     def logprobs(self, batch: TokenBatch) -> tuple[FloatArray, ...]:
         """Log-probs of each segment's tokens [stop - start] under the current weights, at sampling temperature."""
-        share = pack(batch, self._world_size, self._train.micro_batch_tokens)[self._rank]
-        found = rank_logprobs(self._engine, batch, share, self._device)
+        self._host_memory.give_back()
+        found = rank_logprobs(self._engine, batch, self._share(batch), self._device, padded=self._policy.padded)
         gathered: list[dict[int, FloatArray]] = [{}] * self._world_size
         dist.all_gather_object(gathered, found)
         merged = {index: values for part in gathered for index, values in part.items()}
         return tuple(merged[index] for index in range(len(batch.segments)))
 
-    def weights(self) -> Weights:
-        """All parameters under their checkpoint names, copied; on other ranks than 0 an empty mapping."""
-        state = revert_weight_conversion(self._policy.model, self._gather())
-        return {name: _to_numpy(tensor) for name, tensor in state.items()}
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters and persistent buffers as in `TrainEngine`, the same on every rank, tied ones once.
+
+        ZeRO-3 gathers one parameter at a time, or as many as one tensor of the checkpoint was made into.
+        """
+        self._host_memory.give_back()
+        tensors, model = unique_tensors(self._policy.model), self._policy.model
+        for names in conversion_groups(model, tensors):
+            with self._gathered([tensors[name] for name in names]):
+                yield from revert_weight_conversion(model, {name: tensors[name].detach() for name in names}).items()
+
+    def offload(self) -> None:
+        """Move to the host what is on the device: parameters, gradients, master weights and Adam's moments."""
+        self._host_memory.take(self._tensors(), self._device)
 
     def save(self, path: str) -> None:
         """Write a Hugging Face model directory: safetensors, config, and the tokenizer that ``model_path`` has."""
-        state = self._gather()
+        self._host_memory.give_back()
+        state: dict[str, Tensor] = {}
+        for name, tensor in unique_tensors(self._policy.model).items():
+            with self._gathered([tensor]):
+                if self._rank == 0:
+                    state[name] = tensor.detach().to("cpu", copy=True)
         if self._rank == 0:
             self._policy.model.save_pretrained(path, state_dict=state)
             tokenizer = AutoTokenizer.from_pretrained(self._model_path, trust_remote_code=self._trust_remote_code)
@@ -134,13 +155,26 @@ class DeepSpeedEngine:
     def close(self) -> None:
         """Let go of the model and its optimizer state, so that another engine can be made. Idempotent."""
         if self._engine is not None:
+            tensors = self._tensors()
             self._engine.destroy()
-            self._engine = None
-            if self._train.zero_stage == 3:
-                # DeepSpeed leaves the model there, and with it its shards and the optimizer's state.
-                self._deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK.remove(self._policy)
+            # The objects can't be relied on to go: DeepSpeed's ZeRO-3 has the model in caches that outlive the engine.
+            free(tensors)
+            self._engine, self._host_memory = None, HostMemory()
             del self._policy
-            gc.collect()  # modules, hooks and optimizer refer to each other; the next engine may need their memory
+            gc.collect()  # modules, hooks and optimizer refer to each other
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW(
+            self._policy.parameters(),
+            lr=self._train.learning_rate,
+            weight_decay=self._train.weight_decay,
+            fused=True,  # the fastest, on CPUs as well, where it steps with offload_optimizer
+        )
+        self._grad_norm = 0.0
+        if self._train.zero_stage == 0:
+            # DeepSpeed clips here too, but keeps the norm to itself.
+            optimizer.register_step_pre_hook(self._clip_gradients)
+        return optimizer
 
     def _clip_gradients(self, *_: object) -> None:
         norm = nn.utils.clip_grad_norm_(self._policy.parameters(), self._train.max_grad_norm)
@@ -150,21 +184,31 @@ class DeepSpeedEngine:
 
     def _micro_batches(self, batch: TokenBatch, reference_logprobs: tuple[FloatArray, ...] | None) -> list[MicroBatch]:
         weights = token_weights(batch, self._algo.aggregation)
-        share = pack(batch, self._world_size, self._train.micro_batch_tokens)[self._rank]
-        return [collate(batch, rows, weights, reference_logprobs).to(self._device) for rows in share]
+        micro_batches = [
+            collate(
+                batch,
+                rows,
+                weights,
+                reference_logprobs,
+                padded=self._policy.padded,
+                with_routing=self._algo.replay_routing,
+            )
+            for rows in self._share(batch)
+        ]
+        return [micro_batch.to(self._device) for micro_batch in micro_batches]
 
-    def _gather(self) -> dict[str, Tensor]:
-        """On rank 0, host copies of parameters and persistent buffers by their name in the model, tied ones once."""
-        state: dict[str, Tensor] = {}
-        seen: set[int] = set()
-        for name, tensor in self._policy.model.state_dict(keep_vars=True).items():
-            if id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            with self._deepspeed.zero.GatheredParameters([tensor], enabled=self._train.zero_stage == 3):
-                if self._rank == 0:
-                    state[name] = tensor.detach().to("cpu", copy=True)
-        return state
+    def _share(self, batch: TokenBatch) -> tuple[Rows, ...]:
+        """The rows of each of this rank's micro-batches."""
+        shares = pack(batch, self._world_size, self._train.micro_batch_tokens, padded=self._policy.padded)
+        return shares[self._rank]
+
+    def _tensors(self) -> list[Tensor]:
+        """All that takes memory between two steps, or is a view of it."""
+        optimizers = [vars(self._engine.optimizer), vars(self._engine.basic_optimizer)]
+        return [*tensors_in([*self._policy.parameters(), *optimizers])]
+
+    def _gathered(self, tensors: list[Tensor]) -> Any:
+        return self._deepspeed.zero.GatheredParameters(tensors, enabled=self._train.zero_stage == 3)
 
 
 def _import_deepspeed(device: str) -> Any:
@@ -179,12 +223,20 @@ def _import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
-def _deepspeed_config(model: ModelConfig, train: TrainConfig) -> dict[str, Any]:
+def _deepspeed_config(model: ModelConfig, train: TrainConfig, parameters: int) -> dict[str, Any]:
+    on_host = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,  # asked for, and without effect: batches are made here
         "managed_gradient_accumulation": False,  # `step` ends a batch, however many micro-batches it had
         "gradient_clipping": train.max_grad_norm if train.zero_stage > 0 else 0.0,
-        "zero_optimization": {"stage": train.zero_stage, "overlap_comm": False},
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": min(parameters, REDUCE_BUCKET),
+            "offload_optimizer": on_host if train.offload_optimizer else None,
+            "offload_param": on_host if train.offload_parameters else None,
+        },
+        "zero_force_ds_cpu_optimizer": False,  # it would be compiled at start-up; torch's is fused as well
         "bf16": {"enabled": model.dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,
@@ -201,9 +253,3 @@ def _total(step: StepSums) -> StepSums:
     """The step's sums over all ranks."""
     dist.all_reduce(step.ratio_max, op=dist.ReduceOp.MAX)
     return StepSums(sums={name: _sum_over_ranks(value) for name, value in step.sums.items()}, ratio_max=step.ratio_max)
-
-
-def _to_numpy(tensor: Tensor) -> npt.NDArray[np.generic]:
-    tensor = tensor.contiguous()
-    array: npt.NDArray[np.generic] = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return array

@@ -10,6 +10,8 @@ from ring_ray.algo.loss import Policy
 from ring_ray.algo.moe import RouterSums
 from ring_ray.algo.packing import Rows, collate, pack, split_tokens
 from ring_ray.config import ModelConfig, RolloutConfig, require
+from ring_ray.engines.attention import VARLEN, packs_varlen, rows_end_to_end
+from ring_ray.engines.routing import RoutingReplay
 from ring_ray.types import FloatArray, TokenBatch
 
 logging.disable_progress_bar()  # each rank and role would draw its own
@@ -39,40 +41,83 @@ def check_context(path: str, model: ModelConfig, rollout: RolloutConfig) -> None
 
 
 class CausalPolicy(nn.Module):
-    """A causal language model, asked only for what the loss needs of it."""
+    """A causal language model, asked only for what the loss needs of it.
 
-    def __init__(self, model: PreTrainedModel, temperature: float) -> None:
+    ``packing`` as in `TrainConfig`; ``padded`` is what became of it. ``replay_routing`` as in `AlgoConfig`: it needs
+    micro-batches with routed experts and leaves others as they are. Raises ConfigError where the model can't.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, temperature: float, *, packing: str = "auto", replay_routing: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
         # Experts that a token is sent to; None for a dense model.
         self.top_k: int | None = getattr(model.config, "num_experts_per_tok", None)
-
-    def forward(self, token_ids_BT: Tensor, trained_BT: Tensor, target_ids_N: Tensor) -> TokenOutputs:
-        """See `MicroBatch`. No attention mask: rows are padded on the right, and without one attention is fastest."""
-        router = {} if self.top_k is None else {"output_router_logits": True}
-        outputs = self.model(
-            input_ids=token_ids_BT,
-            use_cache=False,
-            logits_to_keep=trained_BT,  # a boolean mask: logits come back flat, [N, V]
-            **router,
+        self.padded = packing == "padded" or not packs_varlen(model)
+        require(
+            packing != "varlen" or not self.padded,
+            "train.packing",
+            packing,
+            f"must be padded, or auto: nothing can tell {type(model).__name__} where rows end",
         )
+        if not self.padded:
+            model.set_attn_implementation(VARLEN)
+        self._replay = RoutingReplay(model) if replay_routing else None
+
+    def forward(
+        self,
+        token_ids_BT: Tensor,
+        trained_BT: Tensor,
+        target_ids_N: Tensor,
+        position_ids_BT: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        longest: int | None = None,
+        routed_experts_SLK: Tensor | None = None,
+    ) -> TokenOutputs:
+        """See `PolicyInputs`. No attention mask: rows are padded on the right, and without one attention is fastest.
+
+        Raises ValueError for rows end to end, or routed experts, where the policy was not made for them.
+        """
+        arguments: dict[str, object] = {} if self.top_k is None else {"output_router_logits": True}
+        if cu_seqlens is not None:
+            if self.padded:
+                raise ValueError("rows end to end, for a policy that packs with padding")
+            arguments |= {"position_ids": position_ids_BT, "cu_seq_lens_q": cu_seqlens, "max_length_q": longest}
+        if routed_experts_SLK is not None:
+            if self._replay is None:
+                raise ValueError("routed experts, for a policy that replays no routing")
+            arguments |= {"routed_experts_SLK": routed_experts_SLK}
+        with rows_end_to_end(cu_seqlens is not None):
+            outputs = self.model(
+                input_ids=token_ids_BT,
+                use_cache=False,
+                logits_to_keep=trained_BT,  # a boolean mask: logits come back flat, [N, V]
+                **arguments,
+            )
         logprobs_N, entropies_N = token_logprobs(outputs.logits, target_ids_N, self.temperature)
         if self.top_k is None:
             return TokenOutputs(logprobs_N, entropies_N, None)
-        trained = trained_BT.flatten()
-        router_logits_LNE = torch.stack([logits.reshape(len(trained), -1)[trained] for logits in outputs.router_logits])
-        return TokenOutputs(logprobs_N, entropies_N, RouterSums.of(router_logits_LNE, self.top_k))
+        trained_S = trained_BT.flatten()
+        router_logits_LNE = torch.stack(
+            [logits.reshape(len(trained_S), -1)[trained_S] for logits in outputs.router_logits]
+        )
+        router = RouterSums.of(router_logits_LNE, self.top_k)
+        if routed_experts_SLK is not None and self._replay is not None:
+            choices_LE = self._replay.choices(router_logits_LNE, routed_experts_SLK[trained_S])
+            router = router._replace(choices_LE=choices_LE)
+        return TokenOutputs(logprobs_N, entropies_N, router)
 
 
 @torch.no_grad()
 def rank_logprobs(
-    policy: Policy, batch: TokenBatch, micro_batches: tuple[Rows, ...], device: torch.device
+    policy: Policy, batch: TokenBatch, micro_batches: tuple[Rows, ...], device: torch.device, *, padded: bool = True
 ) -> dict[int, FloatArray]:
     """Log-probs of the trained tokens [stop - start] of the segments in ``micro_batches``, by segment index."""
     found: dict[int, FloatArray] = {}
     for rows in micro_batches:
-        micro_batch = collate(batch, rows, [0.0] * len(batch.segments), None).to(device)
+        micro_batch = collate(batch, rows, [0.0] * len(batch.segments), None, padded=padded).to(device)
         values_N = policy(*micro_batch.inputs).logprobs_N.float().cpu().numpy()
         found.update(split_tokens(batch, rows, values_N))
     return found
@@ -82,14 +127,30 @@ class ReferenceModel:
     """A frozen policy. Its log-probs are at the rollout's temperature, as the training policy's are."""
 
     def __init__(
-        self, path: str, config: ModelConfig, *, temperature: float, micro_batch_tokens: int, device: str
+        self,
+        path: str,
+        config: ModelConfig,
+        *,
+        temperature: float,
+        micro_batch_tokens: int,
+        device: str,
+        packing: str = "auto",
     ) -> None:
         self._device = torch.device(device)
-        self._policy = CausalPolicy(load_model(path, config), temperature).requires_grad_(False).to(self._device)
+        self._policy = CausalPolicy(load_model(path, config), temperature, packing=packing).requires_grad_(False)
         self._micro_batch_tokens = micro_batch_tokens
 
-    def logprobs(self, batch: TokenBatch) -> tuple[FloatArray, ...]:
-        """Log-probs of each segment's tokens [stop - start], nats."""
-        (micro_batches,) = pack(batch, 1, self._micro_batch_tokens)
-        found = rank_logprobs(self._policy, batch, micro_batches, self._device)
-        return tuple(found[index] for index in range(len(batch.segments)))
+    def logprobs(self, batch: TokenBatch, rank: int = 0, ranks: int = 1) -> dict[int, FloatArray]:
+        """Log-probs, in nats, of the tokens [stop - start] of the segments that fall to ``rank``, by segment index.
+
+        Every segment falls to one of the ``ranks`` that are given the same batch.
+        """
+        padded = self._policy.padded
+        share = pack(batch, ranks, self._micro_batch_tokens, padded=padded)[rank]
+        return rank_logprobs(self._policy.to(self._device), batch, share, self._device, padded=padded)
+
+    def offload(self) -> None:
+        """Keep the model in host memory until the next `logprobs`."""
+        self._policy.to("cpu")
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

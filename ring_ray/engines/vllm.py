@@ -1,72 +1,25 @@
-"""Rollouts with vLLM's asynchronous engine, on a GPU or on a CPU.
-
-vLLM reads its environment when it is imported, so nothing here imports it before an engine sets that environment.
-"""
+"""Rollouts with vLLM's asynchronous engine, on a GPU or on a CPU."""
 
 import asyncio
-import multiprocessing
-import multiprocessing.connection
 import os
-import threading
+import pickle
 import uuid
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
-import safetensors.torch
-import torch
 
 from ring_ray.config import Device, ModelConfig, RolloutConfig
-from ring_ray.engines.vllm_cpu import ENABLE_VARIABLE
-from ring_ray.types import Sequence, Weights
-
-
-def exit_with_parent() -> None:
-    """End this child process when its parent ends, however that ends: an engine core would wait for work forever."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        raise RuntimeError("exit_with_parent is for child processes")
-
-    def wait() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, name="exit-with-parent", daemon=True).start()
-
-
-class WorkerExtension:
-    """Mixed into vLLM's worker, in the engine's process: what `VllmEngine` calls there."""
-
-    model_runner: Any
-
-    def exit_with_parent(self) -> None:
-        exit_with_parent()
-
-    def load_safetensors(self, blob: bytes) -> None:
-        """Copy tensors into the parameters that are there.
-
-        Raises:
-            ValueError: a parameter got no value.
-        """
-        model = self.model_runner.model
-        tensors = safetensors.torch.load(blob)
-        loaded = model.load_weights(
-            (name, tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor)
-            for name, tensor in tensors.items()
-        )
-        # vLLM reports what it loaded into experts without the module that holds them.
-        parameters = {name.replace(".routed_experts.", ".") for name, _ in model.named_parameters()}
-        if missing := parameters - loaded:
-            raise ValueError(f"weights lack {len(missing)} parameters of the model, among them {min(missing)}")
+from ring_ray.engines.vllm_start import start
+from ring_ray.engines.weights import Layout, Parcel
+from ring_ray.types import Sequence
 
 
 class VllmEngine:
     """`RolloutEngine` over vLLM's `AsyncLLM`.
 
-    A `generate` runs under one policy version from start to end, because `load` first waits until every one of them has
-    returned: each token's version is exact.
+    A `generate` runs under one policy version from start to end, because `receive` first waits until every one of them
+    has returned: each token's version is exact.
 
     Attributes:
         version: policy version of the weights that are there; 0 for those of ``model_path``.
@@ -77,12 +30,29 @@ class VllmEngine:
         rollout: sampling and limits; prompt and response together are the context length.
         device: "cpu" runs vLLM over this project's PyTorch kernels.
         seed: of the sampler.
+        replay_routing: fill in `Sequence.routed_experts`.
+        sleeps: be able to ``interrupt(sleep=True)``.
     """
 
-    def __init__(self, model_path: str, model: ModelConfig, rollout: RolloutConfig, device: Device, seed: int) -> None:
+    def __init__(
+        self,
+        model_path: str,
+        model: ModelConfig,
+        rollout: RolloutConfig,
+        device: Device,
+        seed: int,
+        *,
+        replay_routing: bool = False,
+        sleeps: bool = False,
+    ) -> None:
         self.version = 0
         self._limit = rollout.max_response_tokens
         self._max_prompt_tokens = rollout.max_prompt_tokens
+        self._keep_cache = rollout.keep_cache
+        self._sleeps = sleeps
+        self._asleep: set[str] = set()  # what vLLM can wake up by itself: weights, kv_cache
+        self._layouts: list[Layout] = []  # of what was received in this update, or if none goes on, in the last one
+        self._complete = True  # no update goes on, and the weights are there
         self._interrupted = False
         self._closed = False
         self._guarded = False
@@ -91,7 +61,8 @@ class VllmEngine:
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._llm, self._sampling = _start(model_path, model, rollout, device, seed)
+        options = {"seed": seed, "enable_return_routed_experts": replay_routing, "enable_sleep_mode": sleeps}
+        self._llm, self._sampling = start(model_path, model, rollout, device, options)
 
     async def generate(self, sequence: Sequence) -> Sequence:
         remaining = self._limit - len(sequence)
@@ -121,24 +92,60 @@ class VllmEngine:
                 self._idle.set()
         return _extend(sequence, completion, version)
 
-    async def interrupt(self) -> None:
+    async def interrupt(self, *, sleep: bool = False) -> None:
+        """See `RolloutEngine`. Raises RuntimeError if it is to sleep and was not started with ``sleeps``."""
+        if sleep and not self._sleeps:
+            raise RuntimeError("an engine that is to sleep must be started with sleeps=True")
         async with self._gate:
             await self._pause()
+            if sleep and not self._asleep:
+                self._complete, self._layouts = False, []
+                await self._llm.sleep(level=2)
+                self._asleep = {"weights", "kv_cache"}
 
-    async def load(self, weights: Weights, version: int) -> None:
-        # Bytes cross to the engine's process as they are; arrays would arrive as lists.
-        blob = safetensors.numpy.save(weights)
+    async def receive(self, parcel: Parcel) -> None:
+        """See `RolloutEngine`. A tensor that comes for the second time begins the update anew."""
         async with self._gate:
+            await self._guard()
             await self._pause()
-            await self._llm.collective_rpc("load_safetensors", args=(blob,))
-            if not await self._llm.reset_prefix_cache():
-                raise RuntimeError("vLLM kept cached keys and values of the old weights")
-            self.version = version
-            await self._unpause()
+            await self._wake("weights")
+            received = {spec.name for layout in self._layouts for spec in layout}
+            if self._complete or any(spec.name in received for spec in parcel.layout):
+                self._layouts = []
+            self._complete = False
+            await self._call("receive_parcel", pickle.dumps(parcel), not self._layouts)
+            self._layouts.append(parcel.layout)
 
-    async def resume(self) -> None:
+    async def resume(self, version: int | None = None) -> None:
+        """See `RolloutEngine`.
+
+        Raises:
+            ValueError: with ``version``, parameters of the model got no value.
+            RuntimeError: without, the weights slept, or some of the new ones were received.
+        """
         async with self._gate:
-            await self._unpause()
+            if version is not None:
+                await self._complete_update(version)
+            elif self._asleep:
+                raise RuntimeError("the weights slept: only an update brings them back")
+            elif not self._complete:
+                raise RuntimeError("some of the new weights were received: the rest and their version are missing")
+            if self._interrupted:
+                await self._llm.resume_generation()
+                self._interrupted = False
+
+    async def checksums(self) -> dict[str, str]:
+        """See `RolloutEngine`. For debugging: `WeightReceiver.checksums` says what memory it takes.
+
+        Raises RuntimeError as long as no weights were received: they brought their names, dtypes and shapes.
+        """
+        async with self._gate:
+            if not self._layouts:
+                raise RuntimeError("checksums are of weights that were received, and none were")
+            found: dict[str, str] = {}
+            for layout in self._layouts:
+                found |= (await self._call("weight_checksums", pickle.dumps(layout)))[0]  # all ranks have the same
+            return found
 
     async def close(self) -> None:
         if self._closed:
@@ -152,13 +159,50 @@ class VllmEngine:
 
     async def _submit(self, sequence: Sequence, max_tokens: int) -> Any:
         """The queue on which vLLM puts the request's one output."""
-        if not self._guarded:
-            await self._llm.collective_rpc("exit_with_parent")
-            self._guarded = True
+        await self._guard()
         sampling = self._sampling.clone()
         sampling.max_tokens = max_tokens
+        if sequence.routed_experts is not None:
+            sampling.routed_experts_prompt_start = len(sequence.routed_experts)
         context = np.concatenate((sequence.prompt_ids, sequence.response_ids)).tolist()
-        return await self._llm.add_request(uuid.uuid4().hex, {"type": "token", "prompt_token_ids": context}, sampling)
+        prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": context}
+        if self._keep_cache:
+            # Keys and values of older weights are for those who began under them, never for a new sequence.
+            prompt["cache_salt"] = str(sequence.versions[0] if len(sequence) else self.version)
+        return await self._llm.add_request(uuid.uuid4().hex, prompt, sampling)
+
+    async def _complete_update(self, version: int) -> None:
+        if self._complete or not self._layouts:
+            raise ValueError(f"no weights were received that could be policy version {version}")
+        of_ranks = await self._call("complete_update")
+        if incomplete := sorted({parameter for rank in of_ranks for parameter in rank}):
+            self._layouts = []
+            raise ValueError(f"weights lack {len(incomplete)} parameters of the model, among them {incomplete[0]}")
+        await self._wake("kv_cache")
+        # A version that was there before now is other weights: what was kept for it would pass for theirs.
+        keep_cache = self._keep_cache and version > self.version
+        if not keep_cache and not await self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept cached keys and values of the old weights")
+        self.version = version
+        self._complete = True
+
+    async def _guard(self) -> None:
+        """Have the engine's processes end with this one, however that ends."""
+        if not self._guarded:
+            await self._call("exit_with", os.getpid())
+            self._guarded = True
+
+    async def _call(self, method: str, *args: Any) -> list[Any]:
+        """What a method of `WorkerExtension` returns in each rank. Raises RuntimeError where it raised."""
+        answers = await self._llm.collective_rpc("attempt", args=(method, *args))
+        if errors := [error for _, error in answers if error is not None]:
+            raise RuntimeError(f"{method} failed in {len(errors)} of {len(answers)} ranks of the engine: {errors[0]}")
+        return [result for result, _ in answers]
+
+    async def _wake(self, tag: str) -> None:
+        if tag in self._asleep:
+            await self._llm.wake_up([tag])
+            self._asleep.remove(tag)
 
     async def _pause(self) -> None:
         """Abort what runs. Every `generate` has returned its tokens when this returns."""
@@ -167,79 +211,20 @@ class VllmEngine:
             await self._llm.pause_generation(mode="abort", clear_cache=False)
         await self._idle.wait()
 
-    async def _unpause(self) -> None:
-        if self._interrupted:
-            await self._llm.resume_generation()
-            self._interrupted = False
-
 
 def _extend(sequence: Sequence, completion: Any, version: int) -> Sequence:
     token_ids = np.asarray(completion.token_ids, np.int32)
     logprobs = np.asarray(completion.logprobs.logprobs, np.float32)
     versions = np.full(len(token_ids), version, np.int32)
+    routed_experts = sequence.routed_experts
+    if completion.routed_experts is not None:  # nor are there any if no token was sampled
+        new_rows = completion.routed_experts.astype(np.int16)
+        routed_experts = new_rows if routed_experts is None else np.concatenate((routed_experts, new_rows))
     return replace(
         sequence,
         response_ids=np.concatenate((sequence.response_ids, token_ids)),
         logprobs=np.concatenate((sequence.logprobs, logprobs)),
         versions=np.concatenate((sequence.versions, versions)),
         finish_reason="unfinished" if completion.finish_reason == "abort" else completion.finish_reason,
+        routed_experts=routed_experts,
     )
-
-
-def _start(model_path: str, model: ModelConfig, rollout: RolloutConfig, device: Device, seed: int) -> tuple[Any, Any]:
-    """The running engine and its sampling parameters."""
-    path = Path(model_path)
-    if (path.is_absolute() or path.exists()) and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{model_path} is no Hugging Face model directory: it has no config.json")
-    _set_environment(device)
-    from vllm import SamplingParams
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.platforms import current_platform
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    if current_platform.device_type != device:
-        raise RuntimeError(
-            f"this process imported vLLM for {current_platform.device_type or 'no device'} before an engine on "
-            f"{device} was asked for: give each engine its own process"
-        )
-    on_device: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory_fraction}
-    if device == "cpu":
-        on_device = {"enforce_eager": True, "kv_cache_memory_bytes": rollout.kv_cache_mib << 20, "block_size": 16}
-    arguments = AsyncEngineArgs(
-        model=model_path,
-        skip_tokenizer_init=True,
-        trust_remote_code=model.trust_remote_code,
-        dtype=model.dtype,
-        seed=seed,
-        max_model_len=rollout.max_prompt_tokens + rollout.max_response_tokens,
-        max_num_seqs=rollout.max_sequences,
-        max_num_batched_tokens=rollout.max_batched_tokens,
-        # After temperature and top-p: the distribution that the token was drawn from.
-        logprobs_mode="processed_logprobs",
-        worker_extension_cls=f"{__name__}.{WorkerExtension.__name__}",
-        disable_log_stats=True,
-        use_tqdm_on_load=False,
-        **on_device,
-    )
-    sampling = SamplingParams(
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        logprobs=0,
-        flat_logprobs=True,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-    return AsyncLLM.from_engine_args(arguments), sampling
-
-
-def _set_environment(device: Device) -> None:
-    """For this process, before it imports vLLM, and for the engine's, which inherits it."""
-    os.environ.update({"VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"})
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if device == "cpu":
-        os.environ[ENABLE_VARIABLE] = "1"
-        # The sampler compiles two small functions even under enforce_eager, for which there may be no C++ compiler.
-        os.environ["TORCH_COMPILE_DISABLE"] = "1"
-        # Engines and trainers share the cores: more threads than cores cost a factor of ten.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")

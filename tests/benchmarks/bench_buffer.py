@@ -22,10 +22,11 @@ from ring_ray.algo.advantage import group_advantages
 from ring_ray.buffer import RolloutBuffer
 from ring_ray.config import AlgoConfig, RunConfig, TrainConfig
 from ring_ray.controller import Controller
-from ring_ray.roles import RolloutRef, WeightsRef
+from ring_ray.roles import RolloutRef
 from ring_ray.stream import RolloutStream
+from ring_ray.sync import WeightSync
 from ring_ray.types import Prompt, Reward, Rollout, RolloutStatus, Sequence, Verdict
-from tests.unit.fakes import FakePolicy, FakePrompts, FakeReward, LocalBuffer, StepList
+from tests.unit.fakes import FakePolicy, FakePrompts, FakeReward, FakeRollout, LocalBuffer, StepList
 
 PROMPTS, GROUP_SIZE, MEAN_LENGTH, MAX_LENGTH = 512, 16, 12_800, 32_768
 TOKENS = PROMPTS * GROUP_SIZE * MEAN_LENGTH
@@ -195,13 +196,14 @@ def buffer_table() -> Iterator[str]:
         )
 
 
-class Recorded:
-    """`RolloutRole` that has every response already, so that only the loop around it is measured.
+class Recorded(FakeRollout):
+    """An engine that has every response already, so that only the loop around it is measured.
 
     Prompts beyond the load stay unfinished, as if their first token took for ever.
     """
 
     def __init__(self, load: list[Rollout]) -> None:
+        super().__init__()
         self._load, self._interrupted = load, asyncio.Event()
 
     async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
@@ -215,14 +217,13 @@ class Recorded:
         status = RolloutStatus(new_tokens=tokens, in_flight_tokens=0, finished_tokens=tokens, finished=True)
         return RolloutRef(finished), status
 
-    async def interrupt(self) -> None:
+    async def interrupt(self, *, sleep: bool = False) -> None:
         self._interrupted.set()
+        await super().interrupt(sleep=sleep)
 
-    async def load(self, weights: WeightsRef, version: int) -> None:
+    async def resume(self, version: int | None = None) -> None:
         self._interrupted.clear()
-
-    async def resume(self) -> None:
-        self._interrupted.clear()
+        await super().resume(version)
 
 
 def measure_controller(token_budget: int) -> Result:
@@ -233,9 +234,11 @@ def measure_controller(token_budget: int) -> Result:
     config = RunConfig(algo=algo, train=TrainConfig(steps=steps))
 
     async def train() -> float:
+        rollout, policy = Recorded(load), FakePolicy()
         stream = RolloutStream(
             prompts=FakePrompts(PROMPTS),
-            rollout=Recorded(load),
+            rollout=rollout,
+            sync=WeightSync(policy, rollout, verify=False, take_turns=False),
             reward=FakeReward(),
             buffer=LocalBuffer(algo),
             algo=algo,
@@ -244,7 +247,7 @@ def measure_controller(token_budget: int) -> Result:
             max_response_tokens=MAX_LENGTH,
         )
         started = time.process_time()
-        await Controller(config, stream=stream, policy=FakePolicy(), reference=None, tracker=log).run()
+        await Controller(config, stream=stream, policy=policy, reference=None, meters={}, tracker=log).run()
         return time.process_time() - started
 
     seconds = asyncio.run(train())

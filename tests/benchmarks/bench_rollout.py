@@ -1,8 +1,8 @@
 """Tokens per second of `VllmEngine` on a CPU against transformers' generate, in the same run.
 
-    python -m tests.benchmarks.bench_rollout [--size tiny|20m] [--rounds 5]
+    python -m tests.benchmarks.bench_rollout [--size tiny|20m] [--rounds 7] [--tensor-parallel 1]
 
-The two take turns, because a machine's speed drifts; both use one thread for the model.
+The two take turns, because a machine's speed drifts; each process of a model uses one thread.
 """
 
 import argparse
@@ -69,14 +69,16 @@ async def with_vllm(engine: VllmEngine, prompts_BP: np.ndarray) -> int:
     return sum(map(len, await asyncio.gather(*(engine.generate(start) for start in starts))))
 
 
-async def compare(size: Size, rounds: int) -> None:
+async def compare(size: Size, rounds: int, tensor_parallel: int) -> None:
     model = build_model(size)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {BATCH} x {RESPONSE_TOKENS} tokens")
     rng = np.random.default_rng(0)
     speeds: dict[str, list[float]] = {"vllm": [], "transformers": []}
     with tempfile.TemporaryDirectory() as path:
         model.save_pretrained(path)
-        rollout = RolloutConfig(max_prompt_tokens=PROMPT_TOKENS, max_response_tokens=RESPONSE_TOKENS)
+        rollout = RolloutConfig(
+            max_prompt_tokens=PROMPT_TOKENS, max_response_tokens=RESPONSE_TOKENS, tensor_parallel=tensor_parallel
+        )
         engine = VllmEngine(path, ModelConfig(), rollout, "cpu", seed=0)
         try:
             for _ in range(rounds + 1):
@@ -97,11 +99,12 @@ async def compare(size: Size, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tensor-parallel", type=int, default=1)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    asyncio.run(compare(SIZES[arguments.size], arguments.rounds))
+    asyncio.run(compare(SIZES[arguments.size], arguments.rounds, arguments.tensor_parallel))
 
 
 if __name__ == "__main__":

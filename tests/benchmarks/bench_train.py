@@ -1,6 +1,7 @@
 """Trained tokens per second of one optimizer step of `DeepSpeedEngine`, for a mixture of experts with random weights.
 
     python -m tests.benchmarks.bench_train [--device cpu|cuda] [--hidden 1024] [--layers 16] [--experts 32] ...
+        [--activation-checkpointing] [--offload-optimizer]
 
 Without and with the balance loss, which costs all micro-batches of a step but one a second forward pass. The sizes fit
 a laptop in seconds, or on a GPU 0.9 B parameters in bfloat16; options change them. Both cases and the matmul that
@@ -9,11 +10,13 @@ measures the peak have a process of their own, so that memory is their own; each
 MFU counts what the model needs, not what the engine spends: 6 FLOP per token and active parameter, namely for every
 row token the layers (of the experts, those that a token is sent to) and for every trained token the output matrix;
 no attention scores, no second forward pass, no padding. The peak is that of a large square matmul in the same dtype.
+Peak memory is what torch held on the GPU at a time, or on a CPU all that was resident, the libraries included.
 """
 
 import argparse
 import multiprocessing
 import platform
+import resource
 import statistics
 import tempfile
 import time
@@ -136,7 +139,7 @@ def synchronize(device: str) -> None:
 class Measurement:
     seconds: list[float]  # of each step
     micro_batches: int
-    peak_gib: float | None  # of GPU memory that torch held at a time
+    peak_gib: float  # GPU memory that torch held at a time, or on a CPU resident memory
 
 
 def measure_steps(path: str, args: argparse.Namespace, balance_coefficient: float) -> Measurement:
@@ -145,7 +148,12 @@ def measure_steps(path: str, args: argparse.Namespace, balance_coefficient: floa
         path,
         model=ModelConfig(dtype=args.dtype),
         train=TrainConfig(
-            learning_rate=1e-6, zero_stage=args.zero_stage, micro_batch_tokens=args.micro_batch_tokens, warmup_steps=0
+            learning_rate=1e-6,
+            zero_stage=args.zero_stage,
+            micro_batch_tokens=args.micro_batch_tokens,
+            warmup_steps=0,
+            activation_checkpointing=args.activation_checkpointing,
+            offload_optimizer=args.offload_optimizer,
         ),
         algo=AlgoConfig(balance_coefficient=balance_coefficient),
         temperature=1.0,
@@ -160,8 +168,11 @@ def measure_steps(path: str, args: argparse.Namespace, balance_coefficient: floa
         engine.update(batch, None)
         synchronize(args.device)
         seconds.append(time.perf_counter() - started)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if args.device == "cuda" else None
-    return Measurement(seconds=seconds, micro_batches=metrics.micro_batches, peak_gib=peak)
+    if args.device == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10  # Linux counts KiB
+    return Measurement(seconds=seconds, micro_batches=metrics.micro_batches, peak_gib=peak / 2**30)
 
 
 def in_own_process(function: Callable[[], Result]) -> Result:
@@ -173,23 +184,23 @@ def compare(args: argparse.Namespace) -> None:
     batch, gpu = build_batch(args), args.device == "cuda"
     rows, trained = sum(map(row_length, batch.segments)), batch.trained_tokens
     machine = torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    print(f"{machine}, torch {torch.__version__}, {args.dtype}, ZeRO {args.zero_stage}")
+    options = [name for name in ("activation_checkpointing", "offload_optimizer") if getattr(args, name)]
+    print(", ".join([machine, f"torch {torch.__version__}", args.dtype, f"ZeRO {args.zero_stage}", *options]))
     with tempfile.TemporaryDirectory() as path:
         active = save_model(args, path)
         print(f"{args.responses} rows, {rows} tokens, {trained} of them trained")
         peak = in_own_process(partial(measure_peak, args))
         print(f"peak {peak / 1e12:.3f} TFLOP/s in a matmul of {args.matmul} x {args.matmul}")
         print("MFU = 6 x (active x row tokens + output x trained tokens) / seconds / peak FLOP/s")
-        print("balance loss  micro-batches  s/step        (range)  tokens/s    MFU  GPU GiB")
+        print("balance loss  micro-batches  s/step        (range)  tokens/s    MFU")
         for name, coefficient in (("without", 0.0), ("with", 1e-5)):
             found = in_own_process(partial(measure_steps, path, args, coefficient))
             seconds = statistics.median(found.seconds)
             spread = f"{min(found.seconds):.3f}-{max(found.seconds):.3f}"
             mfu = active.flop(rows, trained) / seconds / peak
-            memory = "-" if found.peak_gib is None else f"{found.peak_gib:.1f}"
             print(
-                f"{name:<12}{found.micro_batches:>15}{seconds:>8.3f}{spread:>15}{trained / seconds:>10.0f}"
-                f"{mfu:>7.1%}{memory:>9}",
+                f"{name:<12}{found.micro_batches:>15}{seconds:>8.3f}{spread:>15}{trained / seconds:>10.0f}{mfu:>7.1%}\n"
+                f"    peak memory {found.peak_gib:.2f} GiB {'of the GPU' if gpu else 'resident'}",
                 flush=True,
             )
 
@@ -207,6 +218,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=SIZES, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, default=5, help="that are timed")
     parser.add_argument("--zero-stage", type=int, default=1)
+    parser.add_argument("--activation-checkpointing", action="store_true")
+    parser.add_argument("--offload-optimizer", action="store_true")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     for name in SIZES["cpu"].keys() - {"dtype"}:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)

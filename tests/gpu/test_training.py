@@ -7,30 +7,42 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import safetensors.torch
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ring_ray.algo.loss import accumulate
 from ring_ray.algo.packing import collate, token_weights
-from ring_ray.config import AlgoConfig, ModelConfig, TrainConfig
+from ring_ray.config import AlgoConfig, ModelConfig
 from ring_ray.engines.deepspeed import DeepSpeedEngine
 from ring_ray.engines.hf import CausalPolicy, load_model
 from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.types import FloatArray, Segment, TokenBatch
+from tests.integration import training
+from tests.integration.training import ALGO, LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, references
 from tests.unit.test_packing import make_batch, make_segment, make_sequence
 
 DEVICE = "cuda"
-TEMPERATURE, LEARNING_RATE, MAX_GRAD_NORM = 0.9, 1e-3, 0.01
-ALGO = AlgoConfig(kl_coefficient=0.05, entropy_coefficient=0.01, balance_coefficient=0.1, z_coefficient=0.01)
 LIKELIHOOD = AlgoConfig(objective="likelihood")
 # Relative errors: sums in another order in fp32, 8 bits of mantissa in bfloat16. Adam divides by small gradients.
 FP32_UPDATE_BOUND, FP32_NORM_BOUND, BF16_LOGPROBS_BOUND, BF16_NORM_BOUND = 1e-4, 1e-5, 0.02, 0.01
 STAGES = pytest.mark.parametrize("stage", [1, 3])
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ZeRO-1": {"stage": 1},
+    "ZeRO-2": {"stage": 2},
+    "ZeRO-3": {"stage": 3},
+    "ZeRO-1, padded": {"stage": 1, "packing": "padded"},
+    "ZeRO-1, checkpointed": {"stage": 1, "activation_checkpointing": True},
+    "ZeRO-3, checkpointed": {"stage": 3, "activation_checkpointing": True},
+    "ZeRO-2, optimizer on the host": {"stage": 2, "offload_optimizer": True},
+    "ZeRO-3, all on the host": {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
+}
 
 MakeEngine = Callable[..., DeepSpeedEngine]
 
@@ -54,25 +66,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 def make_engine(tiny: str) -> Iterator[MakeEngine]:
     engines: list[DeepSpeedEngine] = []
 
-    def make(
-        stage: int, *, path: str = tiny, dtype: str = "float32", algo: AlgoConfig = ALGO, micro_batch_tokens: int = 60
-    ) -> DeepSpeedEngine:
-        engine = DeepSpeedEngine(
-            path,
-            model=ModelConfig(dtype=dtype),
-            train=TrainConfig(
-                zero_stage=stage,
-                learning_rate=LEARNING_RATE,
-                warmup_steps=0,
-                max_grad_norm=MAX_GRAD_NORM,
-                micro_batch_tokens=micro_batch_tokens,
-            ),
-            algo=algo,
-            temperature=TEMPERATURE,
-            device=DEVICE,
-        )
-        engines.append(engine)
-        return engine
+    def make(stage: int, *, path: str = tiny, **options: Any) -> DeepSpeedEngine:
+        engines.append(training.make_engine(path, device=DEVICE, zero_stage=stage, warmup_steps=0, **options))
+        return engines[-1]
 
     yield make
     for engine in engines:
@@ -100,9 +96,13 @@ def joined() -> TokenBatch:
     return make_batch([segment for batch in batches() for segment in batch.segments])
 
 
-def references(batch: TokenBatch) -> tuple[FloatArray, ...]:
-    """A reference policy that is somewhat less likely to say what was said than the one that sampled it."""
-    return tuple(s.sequence.logprobs[s.start : s.stop] - np.float32(0.1) for s in batch.segments)
+def weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:
+    """A copy on the host."""
+    return {name: tensor.cpu() for name, tensor in engine.weights()}
+
+
+def fp32_weights(engine: DeepSpeedEngine) -> dict[str, FloatArray]:
+    return {name: tensor.float().numpy() for name, tensor in weights(engine).items()}
 
 
 def relative_error(found: Sequence[npt.ArrayLike], expected: Sequence[npt.ArrayLike]) -> float:
@@ -144,7 +144,7 @@ def parameters(path: str) -> dict[str, FloatArray]:
 @pytest.fixture(scope="module")
 def on_cpu(tiny: str) -> Reference:
     """The two steps without DeepSpeed and without a GPU, each in one micro-batch."""
-    policy = CausalPolicy(load_model(tiny, ModelConfig()), TEMPERATURE)
+    policy = CausalPolicy(load_model(tiny, ModelConfig()), TEMPERATURE, packing="padded")
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     norms = []
     for batch in batches():
@@ -173,11 +173,11 @@ def test_logprobs_equal_transformers_forward_on_a_cpu(tiny: str, make_engine: Ma
             np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
-@STAGES
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 def test_training_in_fp32_equals_a_plain_loop_on_a_cpu(
-    tiny: str, on_cpu: Reference, make_engine: MakeEngine, stage: int, tmp_path: Path
+    tiny: str, on_cpu: Reference, make_engine: MakeEngine, variant: dict[str, Any], tmp_path: Path
 ) -> None:
-    engine = make_engine(stage)
+    engine = make_engine(**variant)
     metrics = [engine.update(batch, references(batch)) for batch in batches()]
     engine.save(str(tmp_path))
     assert update_error(parameters(str(tmp_path)), on_cpu.parameters, parameters(tiny)) < FP32_UPDATE_BOUND
@@ -194,12 +194,12 @@ def test_neither_cutting_a_response_nor_packing_changes_the_update(
 ) -> None:
     whole = make_batch(responses())
     expected_engine, found_engine = make_engine(1), make_engine(1, micro_batch_tokens=micro_batch_tokens)
-    before = expected_engine.weights()
+    before = fp32_weights(expected_engine)
     expected, found = expected_engine.update(whole, references(whole)), found_engine.update(batch, references(batch))
     assert len(batch.segments) > len(whole.segments) or found.micro_batches < expected.micro_batches
     assert found.grad_norm == pytest.approx(expected.grad_norm, rel=FP32_NORM_BOUND)
     assert found.loss == pytest.approx(expected.loss, rel=FP32_NORM_BOUND)
-    assert update_error(found_engine.weights(), expected_engine.weights(), before) < FP32_UPDATE_BOUND
+    assert update_error(fp32_weights(found_engine), fp32_weights(expected_engine), before) < FP32_UPDATE_BOUND
 
 
 @STAGES
@@ -217,10 +217,10 @@ def test_an_update_in_bfloat16_has_nearly_the_gradient_of_fp32(
     on_cpu: Reference, make_engine: MakeEngine, stage: int
 ) -> None:
     engine, batch = make_engine(stage, dtype="bfloat16"), batches()[0]
-    before = engine.weights()
+    before = fp32_weights(engine)
     metrics = engine.update(batch, references(batch))
     assert metrics.grad_norm == pytest.approx(on_cpu.grad_norms[0], rel=BF16_NORM_BOUND)
-    after = engine.weights()
+    after = fp32_weights(engine)
     # Norm weights are 1 at first, where the next bfloat16 is further than a step goes: theirs is in the fp32 copy only.
     assert all((after[name] != before[name]).any() for name in before if before[name].ndim > 1)
 
@@ -240,29 +240,16 @@ def test_the_likelihood_objective_in_bfloat16_lowers_the_loss(make_engine: MakeE
 
 
 @STAGES
-def test_bfloat16_weights_travel_as_their_bits(make_engine: MakeEngine, stage: int, tmp_path: Path) -> None:
+def test_weights_are_those_of_the_saved_model(make_engine: MakeEngine, stage: int, tmp_path: Path) -> None:
     engine, batch = make_engine(stage, dtype="bfloat16"), batches()[0]
     engine.update(batch, references(batch))
-    weights = engine.weights()
+    assert {tensor.device.type for _, tensor in engine.weights()} == {DEVICE}
+    found = weights(engine)
     engine.save(str(tmp_path))
     saved = safetensors.torch.load_file(tmp_path / "model.safetensors")
-    assert weights.keys() == saved.keys()
+    reloaded = weights(make_engine(stage, path=str(tmp_path), dtype="bfloat16"))
+    assert found.keys() == saved.keys() == reloaded.keys()
     for name, tensor in saved.items():
-        assert weights[name].dtype == np.uint16
-        assert torch.equal(torch.from_numpy(weights[name]).view(torch.bfloat16), tensor)
-    reloaded = make_engine(stage, path=str(tmp_path), dtype="bfloat16").weights()
-    for name, values in weights.items():
-        np.testing.assert_array_equal(reloaded[name], values, err_msg=name)
-
-
-@STAGES
-def test_close_frees_the_memory(make_engine: MakeEngine, stage: int) -> None:
-    """After a first engine, which leaves the workspaces of CUDA's libraries, a second one adds nothing."""
-    held, batch = [], batches()[0]
-    for _ in range(2):
-        engine = make_engine(stage)
-        engine.update(batch, references(batch))
-        model_bytes = sum(values.nbytes for values in engine.weights().values())
-        engine.close()
-        held.append(torch.cuda.memory_allocated())
-    assert held[1] - held[0] < model_bytes / 2
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(found[name], tensor), name
+        assert torch.equal(reloaded[name], tensor), name

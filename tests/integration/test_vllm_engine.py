@@ -15,12 +15,21 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
 
 from ring_ray.config import ModelConfig
 from ring_ray.engines.vllm import VllmEngine
 from ring_ray.types import Sequence
-from tests.integration.policies import CACHED_TOKENS, EOS, ROLLOUT, Policy, generate_all, starts
+from tests.integration.policies import (
+    CACHED_TOKENS,
+    EOS,
+    ROLLOUT,
+    Policy,
+    almost_full,
+    generate_all,
+    interrupt_midway,
+    load,
+    starts,
+)
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -39,7 +48,7 @@ def run() -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def shared_engine(policies: tuple[Policy, Policy], run: Run) -> Iterator[VllmEngine]:
-    engine = VllmEngine(policies[0].path, ModelConfig(), ROLLOUT, "cpu", seed=0)
+    engine = VllmEngine(policies[0].path, ModelConfig(), ROLLOUT, "cpu", seed=0, replay_routing=True, sleeps=True)
     yield engine
     run(engine.close())
 
@@ -47,24 +56,8 @@ def shared_engine(policies: tuple[Policy, Policy], run: Run) -> Iterator[VllmEng
 @pytest.fixture
 def engine(shared_engine: VllmEngine, policies: tuple[Policy, Policy], run: Run) -> VllmEngine:
     """The engine with the old weights at version 0, whatever the test before left."""
-    run(shared_engine.load(policies[0].weights, version=0))
+    run(load(shared_engine, policies[0].weights.items(), version=0))
     return shared_engine
-
-
-def almost_full(left: int) -> Sequence:
-    """A sequence that can take ``left`` tokens more."""
-    tokens = np.arange(3, 3 + ROLLOUT.max_response_tokens - left, dtype=np.int32)
-    return replace(
-        starts(1)[0], response_ids=tokens, logprobs=np.zeros(len(tokens), np.float32), versions=np.zeros_like(tokens)
-    )
-
-
-async def interrupt_midway(engine: VllmEngine, sequences: list[Sequence], after: int = 5) -> list[Sequence]:
-    """Interrupt once a companion that is decoded in the same batches has sampled ``after`` tokens or ended."""
-    running = asyncio.gather(*(engine.generate(sequence) for sequence in sequences))
-    await engine.generate(almost_full(left=after))
-    await engine.interrupt()
-    return await running
 
 
 def assert_well_formed(sequence: Sequence) -> None:
@@ -90,34 +83,48 @@ def test_logprobs_with_prefix_caching_chunked_prefill_and_preemption(
         assert set(sequence.versions) == {0}
 
 
-def test_load_takes_effect_in_place(engine: VllmEngine, policies: tuple[Policy, Policy], run: Run) -> None:
+def test_new_weights_take_effect_in_place(engine: VllmEngine, policies: tuple[Policy, Policy], run: Run) -> None:
     old, new = policies
     run(generate_all(engine, starts(4)))  # so that the same prompts have stale keys and values in the prefix cache
-    run(engine.load(new.weights, version=3))
+    run(load(engine, new.weights.items(), version=3))
     for sequence in run(generate_all(engine, starts(4))):
         np.testing.assert_allclose(sequence.logprobs, new.logprobs(sequence), atol=1e-4)
         assert np.abs(sequence.logprobs - old.logprobs(sequence)).max() > 0.1
         assert set(sequence.versions) == {3}
 
 
-def test_load_accepts_bfloat16_as_uint16(engine: VllmEngine, policies: tuple[Policy, Policy], run: Run) -> None:
+def test_weights_in_bfloat16_are_loaded_as_such(engine: VllmEngine, policies: tuple[Policy, Policy], run: Run) -> None:
     new = policies[1]
-    bits = {name: torch.from_numpy(array).bfloat16().view(torch.uint16) for name, array in new.weights.items()}
-    run(engine.load({name: tensor.numpy() for name, tensor in bits.items()}, version=1))
+    run(load(engine, ((name, tensor.bfloat16()) for name, tensor in new.weights.items()), version=1))
     for sequence in run(generate_all(engine, starts(2))):
         np.testing.assert_allclose(sequence.logprobs, new.rounded().logprobs(sequence), atol=1e-4)
 
 
-def test_load_refuses_incomplete_weights_and_stays_interrupted(
+def test_an_engine_that_slept_goes_on_with_new_weights(
     engine: VllmEngine, policies: tuple[Policy, Policy], run: Run
 ) -> None:
-    weights = dict(policies[1].weights)
-    del weights["model.norm.weight"]
-    with pytest.raises(Exception, match=r"model\.norm\.weight"):
-        run(engine.load(weights, version=1))
-    sequence = starts(1)[0]
-    assert run(engine.generate(sequence)) is sequence
-    assert engine.version == 0
+    old, new = policies
+
+    async def sleep() -> tuple[list[Sequence], list[Sequence]]:
+        partial = await interrupt_midway(engine, starts(6))
+        await engine.interrupt(sleep=True)
+        await engine.interrupt(sleep=True)
+        with pytest.raises(RuntimeError, match="the weights slept"):
+            await engine.resume()
+        with pytest.raises(ValueError, match="no weights were received"):
+            await engine.resume(version=1)
+        with pytest.raises(RuntimeError, match="none were"):
+            await engine.checksums()
+        assert await engine.generate(partial[0]) is partial[0]
+        await load(engine, new.weights.items(), version=1)
+        return partial, await generate_all(engine, partial)
+
+    partial, resumed = run(sleep())
+    assert any(len(s) > 0 and not s.finished for s in partial)
+    for before, after in zip(partial, resumed, strict=True):
+        at = len(before)
+        np.testing.assert_allclose(after.logprobs[:at], old.logprobs(after)[:at], atol=1e-4)
+        np.testing.assert_allclose(after.logprobs[at:], new.logprobs(after)[at:], atol=1e-4)
 
 
 def test_interrupted_sequences_resume_under_new_weights(
@@ -127,7 +134,7 @@ def test_interrupted_sequences_resume_under_new_weights(
 
     async def switch() -> tuple[list[Sequence], list[Sequence]]:
         partial = await interrupt_midway(engine, starts(12))
-        await engine.load(new.weights, version=1)
+        await load(engine, new.weights.items(), version=1)
         return partial, await generate_all(engine, partial)
 
     partial, resumed = run(switch())
@@ -141,6 +148,23 @@ def test_interrupted_sequences_resume_under_new_weights(
         np.testing.assert_array_equal(after.versions, np.arange(len(after)) >= at)
         np.testing.assert_allclose(after.logprobs[:at], old.logprobs(after)[:at], atol=1e-4)
         np.testing.assert_allclose(after.logprobs[at:], new.logprobs(after)[at:], atol=1e-4)
+        # What was sampled before the switch keeps the experts that it was sampled with.
+        sampled = len(after.prompt_ids) + at - 1 if at else 0
+        assert after.routed_experts is not None
+        found = np.sort(after.routed_experts, axis=-1)
+        np.testing.assert_array_equal(found[:sampled], old.routed_experts(after)[:sampled])
+        np.testing.assert_array_equal(found[sampled:], new.routed_experts(after)[sampled:])
+
+
+def test_routed_experts_are_those_of_every_position(
+    engine: VllmEngine, policies: tuple[Policy, Policy], run: Run
+) -> None:
+    """Also where they come from the prefix cache, as for responses to one prompt, and after preemption."""
+    group = run(generate_all(engine, [starts(2)[1]] * 4))
+    for sequence in [*group, *run(generate_all(engine, starts(24)))]:
+        assert sequence.routed_experts is not None
+        assert sequence.routed_experts.dtype == np.int16
+        np.testing.assert_array_equal(np.sort(sequence.routed_experts, axis=-1), policies[0].routed_experts(sequence))
 
 
 def test_several_interruptions_lose_no_token(engine: VllmEngine, policies: tuple[Policy, Policy], run: Run) -> None:
@@ -160,6 +184,8 @@ def test_several_interruptions_lose_no_token(engine: VllmEngine, policies: tuple
         assert_well_formed(steps[-1])
         assert steps[-1].finished
         np.testing.assert_allclose(steps[-1].logprobs, policies[0].logprobs(steps[-1]), atol=1e-4)
+        assert steps[-1].routed_experts is not None
+        np.testing.assert_array_equal(np.sort(steps[-1].routed_experts, axis=-1), policies[0].routed_experts(steps[-1]))
 
 
 def test_interruption_with_nothing_running(engine: VllmEngine, run: Run) -> None:

@@ -4,13 +4,14 @@ The buffer is the real one. Time is the event loop's turns: an engine samples on
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import numpy as np
 
 from ring_ray.buffer import RolloutBuffer
 from ring_ray.config import AlgoConfig, TrainConfig
-from ring_ray.roles import BatchRef, BufferStatus, LogprobsRef, RolloutRef, WeightsRef
+from ring_ray.roles import BatchRef, BufferStatus, LogprobsRef, ParcelRef, RolloutRef
 from ring_ray.types import (
     BatchSummary,
     Ledger,
@@ -24,6 +25,8 @@ from ring_ray.types import (
     UpdateMetrics,
     Verdict,
 )
+
+PARCELS = [ParcelRef("embeddings"), ParcelRef("experts")]
 
 
 class FakePrompts:
@@ -46,21 +49,27 @@ def make_prompt(index: int) -> Prompt:
 class FakeRollout:
     """Samples tokens that count up from 0, so that a lost or repeated one shows; lengths are drawn by seed."""
 
+    checksum = "same"
+
     def __init__(self, mean_length: float = 20, seed: int = 0) -> None:
         self._random = np.random.default_rng(seed)
         self._mean_length = mean_length
         self._open, self._running = True, 0
         self._idle = asyncio.Condition()
         self.version, self.loads, self.sampled, self.lose_a_token = 0, 0, 0, False
+        self.asleep = False
+        self._received: list[ParcelRef] = []
 
     async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
         assert isinstance(rollout, Rollout)
         before = sum(map(len, rollout.sequences))
         self._running += 1
-        sequences = await asyncio.gather(*(self._continue(sequence) for sequence in rollout.sequences))
-        self._running -= 1
-        async with self._idle:
-            self._idle.notify_all()
+        try:
+            sequences = await asyncio.gather(*(self._continue(sequence) for sequence in rollout.sequences))
+        finally:
+            self._running -= 1
+            async with self._idle:
+                self._idle.notify_all()
         total = sum(map(len, sequences))
         in_flight = sum(len(sequence) for sequence in sequences if not sequence.finished)
         status = RolloutStatus(
@@ -87,18 +96,28 @@ class FakeRollout:
             )
         return sequence
 
-    async def interrupt(self) -> None:
+    async def interrupt(self, *, sleep: bool = False) -> None:
         self._open = False
+        self.asleep = self.asleep or sleep
         async with self._idle:
             await self._idle.wait_for(lambda: self._running == 0)
 
-    async def load(self, weights: WeightsRef, version: int) -> None:
-        await self.interrupt()
-        self.version, self.loads = version, self.loads + 1
-        await self.resume()
+    async def receive(self, parcel: ParcelRef) -> None:
+        assert not self._open
+        self._received.append(parcel)
 
-    async def resume(self) -> None:
+    async def resume(self, version: int | None = None) -> None:
+        assert self._received == (PARCELS if version is not None else [])
+        if version is not None:
+            self.version, self.loads, self.asleep, self._received = version, self.loads + 1, False, []
+        assert not self.asleep
         self._open = True
+
+    async def checksums(self) -> list[dict[str, str]]:
+        return [{"w": "same"}, {"w": self.checksum}]
+
+    async def memory(self) -> int:
+        return 0 if self.asleep else 100
 
 
 class FakeReward:
@@ -156,20 +175,34 @@ class FakePolicy:
         self.references: list[LogprobsRef | None] = []
         self.started: list[str] = []
         self.saved: list[str] = []
+        self.on_device = False
 
     async def start(self, model_path: str, train: TrainConfig, algo: AlgoConfig) -> None:
         self.started.append(model_path)
+        self.on_device = True
 
     async def update(self, batch: BatchRef, reference: LogprobsRef | None) -> UpdateMetrics:
         assert isinstance(batch, TokenBatch)
         self.batches.append(batch)
+        self.on_device = True
         self.references.append(reference)
         for _ in range(self._update_turns):
             await asyncio.sleep(0)
         return make_update()
 
-    async def weights(self) -> WeightsRef:
-        return WeightsRef({})
+    async def parcels(self) -> AsyncIterator[ParcelRef]:
+        self.on_device = True
+        for parcel in PARCELS:
+            yield parcel
+
+    async def checksums(self) -> dict[str, str]:
+        return {"w": "same"}
+
+    async def offload(self) -> None:
+        self.on_device = False
+
+    async def memory(self) -> int:
+        return 200 if self.on_device else 0
 
     async def save(self, path: str) -> None:
         self.saved.append(path)
@@ -178,6 +211,9 @@ class FakePolicy:
 class FakeReference:
     async def start(self, model_path: str) -> None:
         return None
+
+    async def memory(self) -> int:
+        return 50
 
     async def logprobs(self, batch: BatchRef) -> LogprobsRef:
         assert isinstance(batch, TokenBatch)

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ring_ray.config import AlgoConfig, ClusterConfig, ConfigError, RunConfig, TrainConfig
-from ring_ray.controller import Controller
+from ring_ray.controller import Controller, MemoryMeter
 from ring_ray.roles import BatchRef, LogprobsRef, RolloutRef
 from ring_ray.stream import LedgerError, RolloutStream, StarvedError, check_budget
+from ring_ray.sync import WeightSync, WeightSyncError
 from ring_ray.types import Reward, StepMetrics, TokenBatch, UpdateMetrics, Verdict
 from tests.unit.fakes import (
     FakePolicy,
@@ -33,14 +34,18 @@ def run(
     prompts: FakePrompts | None = None,
     reference: FakeReference | None = None,
     policy: FakePolicy | None = None,
+    verify: bool = False,
+    take_turns: bool = False,
 ) -> tuple[list[StepMetrics], FakePolicy, LocalBuffer]:
     policy, log = policy or FakePolicy(), StepList()
     buffer = LocalBuffer(algo)
 
     async def go() -> None:
+        engines = rollout or FakeRollout()
         stream = RolloutStream(
             prompts=prompts or FakePrompts(),
-            rollout=rollout or FakeRollout(),
+            rollout=engines,
+            sync=WeightSync(policy, engines, verify=verify, take_turns=take_turns),
             reward=reward or FakeReward(),
             buffer=buffer,
             algo=algo,
@@ -49,7 +54,8 @@ def run(
             max_response_tokens=1000,
         )
         config = RunConfig(algo=algo, train=TrainConfig(steps=steps), cluster=ClusterConfig(overlap=overlap))
-        controller = Controller(config, stream=stream, policy=policy, reference=reference, tracker=log)
+        meters: dict[str, MemoryMeter] = {"policy": policy, "rollout": engines} if take_turns else {}
+        controller = Controller(config, stream=stream, policy=policy, reference=reference, meters=meters, tracker=log)
         await asyncio.wait_for(controller.run(), timeout=60)
 
     asyncio.run(go())
@@ -216,3 +222,46 @@ def test_little_data_is_gone_over_again_without_an_alarm(staleness: int) -> None
 def test_a_budget_that_the_data_can_never_fill_is_refused(algo: AlgoConfig, key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         check_budget(algo, prompts=5, max_response_tokens=1000)
+
+
+def test_by_turns_each_role_holds_its_memory_only_while_it_works() -> None:
+    rollout, policy = FakeRollout(), FakePolicy()
+
+    class Watching(FakeReference):
+        async def logprobs(self, batch: BatchRef) -> LogprobsRef:
+            assert rollout.asleep
+            return await super().logprobs(batch)
+
+    algo = AlgoConfig(token_budget=50, kl_coefficient=1e-3, max_staleness=5)
+    steps, _, _ = run(
+        algo, overlap=False, take_turns=True, rollout=rollout, policy=policy, reference=Watching(), steps=3
+    )
+    assert [step.memory_bytes for step in steps] == 3 * [
+        {
+            "wait/policy": 0,
+            "wait/rollout": 0,
+            "reference/policy": 0,
+            "reference/rollout": 0,
+            "update/policy": 200,
+            "update/rollout": 0,
+            "sync/policy": 0,
+            "sync/rollout": 100,
+        }
+    ]
+
+
+def test_without_turns_nobody_sleeps() -> None:
+    rollout, policy = FakeRollout(), FakePolicy()
+    steps, _, _ = run(AlgoConfig(token_budget=50), rollout=rollout, policy=policy, verify=True)
+    assert policy.on_device
+    assert not rollout.asleep
+    assert all(step.memory_bytes == {} for step in steps)
+
+
+def test_an_engine_with_other_weights_stops_the_run() -> None:
+    class Corrupted(FakeRollout):
+        checksum = "another"
+
+    run(AlgoConfig(token_budget=50), rollout=Corrupted())
+    with pytest.raises(WeightSyncError, match=r"rollout engine 1 at policy version 1: 1 of 1 tensors differ .*: w"):
+        run(AlgoConfig(token_budget=50), rollout=Corrupted(), verify=True)

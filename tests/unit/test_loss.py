@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from ring_ray.algo.loss import LossInputs, StepSums, accumulate, k3, policy_loss, update_metrics
+from ring_ray.algo.loss import StepSums, accumulate, k3, policy_loss, update_metrics
+from ring_ray.algo.objectives import LossInputs
 from ring_ray.algo.packing import Rows, collate, pack, token_weights
 from ring_ray.config import AlgoConfig
 from ring_ray.engines.hf import CausalPolicy
@@ -137,7 +138,7 @@ def test_loss_and_gradients_equal_the_formulas(model: PreTrainedModel, batch: To
     assert 0 < metrics(sums, batch, ALGO).clip_fraction < 1
 
 
-@pytest.mark.parametrize("aggregation", ["budget", "response"])
+@pytest.mark.parametrize("aggregation", ["budget", "token", "response"])
 @pytest.mark.parametrize("cut", [1, 5, 11])
 def test_a_cut_response_has_the_gradient_of_the_whole_one(
     model: PreTrainedModel, batch: TokenBatch, cut: int, aggregation: str
@@ -158,13 +159,23 @@ def test_a_cut_response_has_the_gradient_of_the_whole_one(
 @pytest.mark.parametrize(
     "micro_batches", [((0, 1, 2, 3, 4),), ((4,), (2,), (0,), (3,), (1,)), ((3, 0), (), (1, 4, 2), ())]
 )
+@pytest.mark.parametrize(
+    "algo",
+    [
+        ALGO,
+        replace(ALGO, objective="gspo"),
+        replace(ALGO, objective="cispo"),
+        replace(ALGO, behaviour="recomputed", correction="icepop"),
+    ],
+    ids=["clip", "gspo", "cispo", "icepop"],
+)
 def test_any_packing_has_the_same_gradient(
-    model: PreTrainedModel, batch: TokenBatch, micro_batches: tuple[Rows, ...]
+    model: PreTrainedModel, batch: TokenBatch, algo: AlgoConfig, micro_batches: tuple[Rows, ...]
 ) -> None:
-    expected, expected_sums = step(model, batch, ALGO)
-    gradients, sums = step(model, batch, ALGO, micro_batches)
+    expected, expected_sums = step(model, batch, algo)
+    gradients, sums = step(model, batch, algo, micro_batches)
     assert_same(gradients, expected)
-    assert metrics(sums, batch, ALGO).loss == pytest.approx(metrics(expected_sums, batch, ALGO).loss, abs=1e-6)
+    assert metrics(sums, batch, algo).loss == pytest.approx(metrics(expected_sums, batch, algo).loss, abs=1e-6)
     assert sums.ratio_max.item() == pytest.approx(expected_sums.ratio_max.item(), abs=1e-5)
 
 
@@ -228,6 +239,7 @@ def flat(
         behaviour_logprobs_N=tensor(old),
         advantages_N=tensor(advantage),
         weights_N=tensor([0.01] * len(new)),
+        rows_N=torch.zeros(len(new), dtype=torch.int64),
         reference_logprobs_N=None if reference is None else tensor(reference),
     )
 
@@ -270,7 +282,7 @@ def test_likelihood_is_the_weighted_negative_log_likelihood_and_nothing_else() -
     outputs = policy_loss(flat([-1.0, -3.0], [-9.0, 5.0], [7.0, -7.0], [1.0, 1.0]), algo, trained_tokens=2)
     assert outputs.loss.item() == pytest.approx(0.04)
     assert {name: float(value) for name, value in outputs.sums.items()} == pytest.approx(
-        {"loss": 0.04, "entropy": 1.0, "kl": 0.0, "behaviour_kl": 0.0, "clipped": 0.0}
+        {"loss": 0.04, "entropy": 1.0} | dict.fromkeys(("kl", "behaviour_kl", "clipped", "truncated", "masked"), 0.0)
     )
 
 

@@ -10,7 +10,7 @@ def cluster(**roles: RoleResources) -> ClusterConfig:
     return ClusterConfig(**roles)
 
 
-def test_policy_rollout_and_reference_share_a_slot_each() -> None:
+def test_policy_rollout_and_reference_share_a_bundle_each() -> None:
     asked = plan(
         cluster(
             policy=RoleResources(workers=2, cpus=1, gpus=0.5),
@@ -21,8 +21,29 @@ def test_policy_rollout_and_reference_share_a_slot_each() -> None:
         ),
         with_reference=True,
     )
-    assert asked.slots == (Bundle(3.5, 0.875), Bundle(3, 0.75), Bundle(2, 0.25))
-    assert asked.bundles[asked.services_index] == Bundle(2.25, 0)
+    assert asked.bundles == (Bundle(3.5, 0.875), Bundle(3, 0.75), Bundle(2, 0.25), Bundle(2.25, 0))
+    assert asked.places == {
+        "policy": (0, 1),
+        "rollout": (0, 1, 2),
+        "reference": (0,),
+        "buffer": (3,),
+        "reward": (3, 3, 3, 3),
+    }
+
+
+def test_apart_each_worker_has_a_bundle() -> None:
+    asked = plan(
+        ClusterConfig(
+            colocate=False,
+            policy=RoleResources(workers=2, cpus=1, gpus=1),
+            rollout=RoleResources(workers=1, cpus=2, gpus=4),
+            reference=RoleResources(cpus=0.5, gpus=1),
+            buffer=RoleResources(cpus=0.25),
+        ),
+        with_reference=True,
+    )
+    assert asked.bundles == (Bundle(1, 1), Bundle(1, 1), Bundle(2, 4), Bundle(0.5, 1), Bundle(0.5, 0))
+    assert asked.places == {"policy": (0, 1), "rollout": (2,), "reference": (3,), "buffer": (4,), "reward": (4,)}
 
 
 def test_no_room_is_kept_for_a_reference_that_is_not_spawned() -> None:

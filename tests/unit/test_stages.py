@@ -79,10 +79,9 @@ def test_base_cold_start_and_rl_in_order(tmp_path: Path) -> None:
         "c3po",
         "evaluation",
     ]
-    assert rollout.loads == 1 + 1 + 3  # a probe, the end of the cold start, three steps
     # the first probe reaches the target, so the cold start stops there
     assert [note["sft/step"] for note in journal.notes if "sft/step" in note] == [1, 2]
-    assert rollout.loads == 2 + 3, "one probe, the end of the cold start, three steps"
+    assert rollout.loads == 2 + 1 + 3 + 1, "a probe, the end of the cold start, RL's start, three steps, its end"
     assert policy.started == ["base-model", str(tmp_path / "sft")]
     assert policy.saved == [str(tmp_path / "sft"), str(tmp_path / "model")]
     sft, rl = policy.batches[:2], policy.batches[2:]

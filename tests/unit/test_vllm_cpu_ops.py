@@ -1,4 +1,4 @@
-"""The CPU kernels against loops in float64. The paged attention is tested with the engine."""
+"""The CPU kernels against loops in float64. The paged attention and the norm are tested with the engine."""
 
 import math
 

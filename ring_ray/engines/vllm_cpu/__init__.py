@@ -2,7 +2,7 @@
 
 That wheel is built for CUDA: its scheduler, paged cache, sampler and models run anywhere, its compiled kernels do not.
 This package is an out-of-tree platform plugin that supplies the kernels which a decoder-only model needs, in PyTorch.
-What it does not cover (sliding windows, quantization, tensor parallelism, ...) it refuses by name.
+What it does not cover (sliding windows, quantization, pipeline parallelism, ...) it refuses by name.
 """
 
 import os

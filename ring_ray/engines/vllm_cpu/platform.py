@@ -8,6 +8,8 @@ import torch
 from vllm.platforms.cpu import CpuPlatform
 
 PACKAGE = "ring_ray.engines.vllm_cpu"
+# On import this module reports as an error that Triton, which only a GPU needs, is not installed.
+logging.getLogger("vllm.model_executor.layers.fused_moe.config").setLevel(logging.CRITICAL)
 
 
 class TorchCpuPlatform(CpuPlatform):  # type: ignore[misc]
@@ -19,9 +21,15 @@ class TorchCpuPlatform(CpuPlatform):  # type: ignore[misc]
 
     @classmethod
     def import_kernels(cls) -> None:
-        """Leave the CUDA libraries alone: `worker` registers the PyTorch kernels in the one process that runs them."""
-        # On import this module reports as an error that Triton, which only a GPU needs, is not installed.
-        logging.getLogger("vllm.model_executor.layers.fused_moe.config").setLevel(logging.CRITICAL)
+        """Leave the CUDA libraries alone: `worker` registers the PyTorch kernels in each process that runs them."""
+
+    def is_sleep_mode_available(self) -> bool:
+        return True
+
+    @classmethod
+    def opaque_attention_op(cls) -> bool:
+        # Only a compiler needs attention as one operator of PyTorch's.
+        return False
 
     @classmethod
     def get_attn_backend_cls(
@@ -64,8 +72,11 @@ class TorchCpuPlatform(CpuPlatform):  # type: ignore[misc]
         """
         parallel, model = vllm_config.parallel_config, vllm_config.model_config
         unsupported = {
-            f"tensor_parallel_size={parallel.tensor_parallel_size}": parallel.tensor_parallel_size > 1,
             f"pipeline_parallel_size={parallel.pipeline_parallel_size}": parallel.pipeline_parallel_size > 1,
+            f"data_parallel_size={parallel.data_parallel_size}": parallel.data_parallel_size > 1,
+            f"nnodes={parallel.nnodes}": parallel.nnodes > 1,
+            "expert parallelism": parallel.enable_expert_parallel,
+            "context parallelism": parallel.prefill_context_parallel_size * parallel.decode_context_parallel_size > 1,
             f"quantization={model.quantization}": model.quantization is not None,
             "a LoRA adapter": vllm_config.lora_config is not None,
             "speculative decoding": vllm_config.speculative_config is not None,
@@ -77,9 +88,11 @@ class TorchCpuPlatform(CpuPlatform):  # type: ignore[misc]
         preload = os.environ.get("LD_PRELOAD")
         super().check_and_update_config(vllm_config)
         # The base class adds a worker process, so that it can bind OpenMP threads, and preloads allocators into it and
-        # into every other child of this process. One sequential rank needs neither.
-        parallel.distributed_executor_backend = "uni"
+        # into every other child of this process. Sequential ranks need neither, nor a NUMA node each.
+        one_rank = parallel.tensor_parallel_size == 1
+        parallel.distributed_executor_backend = "uni" if one_rank else f"{PACKAGE}.executor.TorchCpuExecutor"
         parallel.worker_cls = f"{PACKAGE}.worker.TorchCpuWorker"
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if preload is None:
             os.environ.pop("LD_PRELOAD", None)
         else:
