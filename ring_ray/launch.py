@@ -14,7 +14,7 @@ from ring_ray.data.demonstrations import demonstrations
 from ring_ray.data.rows import DataError
 from ring_ray.data.source import PromptSource, load_prompts
 from ring_ray.data.tokenizer import Tokenizer, load_tokenizer
-from ring_ray.engines.hf import check_context
+from ring_ray.engines.hf import check_context, check_policy
 from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.evaluation import Accuracy
 from ring_ray.metrics import AccuracyInterval
@@ -35,6 +35,8 @@ def launch(config: RunConfig) -> None:
     """
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    if config.sync.directory is not None:
+        config.sync.directory = str(Path(config.sync.directory).absolute())  # actors work elsewhere
     fresh = config.model.path is None
     model_path = config.model.path or str(run_dir / "base")
     if fresh:
@@ -42,6 +44,7 @@ def launch(config: RunConfig) -> None:
     tokenizer = load_tokenizer(model_path, config.model)
     prompts = load_prompts(config, tokenizer, FACTORIES)
     check_context(model_path, config.model, config.rollout)
+    check_policy(model_path, config.model, config.train, config.algo)
     check_budget(config.algo, len(prompts), config.rollout.max_response_tokens)
     cold = config.sft.enabled == "always" or (config.sft.enabled == "auto" and fresh)
     course = prepare_course(config, prompts, tokenizer) if cold else None

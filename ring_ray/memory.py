@@ -38,7 +38,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ring_ray.config import ConfigError, ModelConfig, RunConfig, require
+from ring_ray.config import ConfigError, ModelConfig, RunConfig
 from ring_ray.engines.deepspeed import REDUCE_BUCKET
 from ring_ray.engines.modules import sparse_moe_blocks
 
@@ -122,15 +122,7 @@ class Row(NamedTuple):
 
 
 def memory_plan(config: RunConfig, shape: ModelShape, gpu_bytes: float) -> tuple[Row, ...]:
-    """Every part, by phase and role.
-
-    Raises `ConfigError` where vLLM is left without room for one sequence, and where fractions of GPUs don't say who
-    shares one.
-    """
-    for name in ("policy", "rollout", "reference"):
-        gpus = getattr(config.cluster, name).gpus
-        whole = config.cluster.colocate or gpus == int(gpus)
-        require(whole, f"cluster.{name}.gpus", gpus, "must be whole where roles have GPUs of their own")
+    """Every part, by phase and role. Raises `ConfigError` where vLLM is left without room for one sequence."""
     plan = _Plan(config, shape)
     awake = {"policy": plan.policy(), "reference": plan.reference(), "rollout": plan.engine(gpu_bytes)}
     at_work = {

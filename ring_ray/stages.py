@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Protocol
 
@@ -64,8 +63,7 @@ class Stages:
             buffer=roles.buffer,
             algo=config.algo,
             overlap=config.cluster.overlap,
-            max_in_flight=1
-            + ceil(config.rollout.max_sequences / config.algo.group_size) * config.cluster.rollout.workers,
+            max_in_flight=config.rollout.max_sequences * config.cluster.rollout.workers + 1,
             max_response_tokens=config.rollout.max_response_tokens,
         )
 

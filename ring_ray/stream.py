@@ -63,7 +63,10 @@ class RolloutStream:
         max_in_flight: int,
         max_response_tokens: int,
     ) -> None:
-        """``max_in_flight`` prompts are generated at a time: enough to keep the engines full.
+        """``max_in_flight`` unfinished responses keep the engines full: prompts are issued as long as there are fewer.
+
+        Of a group that goes on over a weight sync only the responses that do are counted: a few long ones must not hold
+        the place of the many that have ended.
 
         ``overlap``: generation goes on while the policy trains.
         """
@@ -79,9 +82,7 @@ class RolloutStream:
         self._in_flight: dict[int, RolloutStatus] = {}  # by prompt index, as of the last return
         self._scored = 0  # groups, since the last batch or the last eviction
         self._status = BufferStatus(revision=0, queued=0.0, backlog=0.0)
-        self._open = (
-            asyncio.Event()
-        )  # the engines may sample: `advance` sets it, `pause` clears it, prompts wait for it
+        self._open = asyncio.Event()  # the engines may sample: prompts wait for it, only `pause` clears it
         self._changed = asyncio.Event()  # the buffer got a group, or a prompt failed: `take` waits for it
         self._prompt_tasks: set[asyncio.Task[None]] = set()  # a prompt's life
         self._generating: set[asyncio.Task[tuple[RolloutRef, bool]]] = set()  # its turns of an engine: `pause` waits
@@ -165,12 +166,12 @@ class RolloutStream:
         algo = self._algo
         group_tokens = self._mean_length * algo.group_size
         steps_per_group = group_tokens / algo.token_budget if algo.selection == "tokens" else 1 / algo.groups_per_step
-        while len(self._in_flight) < self._max_in_flight and (
+        while sum(status.unfinished for status in self._in_flight.values()) < self._max_in_flight and (
             self._status.backlog + len(self._in_flight) * steps_per_group < self._max_backlog
         ):
             prompt = self._prompts.next()
             self._in_flight[prompt.index] = RolloutStatus(
-                new_tokens=0, in_flight_tokens=0, finished_tokens=0, finished=False
+                new_tokens=0, in_flight_tokens=0, finished_tokens=0, unfinished=algo.group_size
             )
             self._spawn(self._run_prompt(prompt))
 

@@ -90,8 +90,11 @@ class RolloutStatus:
     new_tokens: int  # sampled by the engine in this call
     in_flight_tokens: int  # held by sequences that are not finished
     finished_tokens: int  # held by sequences that are
+    unfinished: int  # sequences
 
-    finished: bool  # all K are finished
+    @property
+    def finished(self) -> bool:
+        return self.unfinished == 0
 
 
 class Verdict(StrEnum):

@@ -12,4 +12,11 @@ def held_bytes(device: Device) -> int:
         free, total = torch.cuda.mem_get_info()
         return int(total - free)
     process = psutil.Process()
-    return sum(int(one.memory_info().rss) for one in (process, *process.children(recursive=True)))
+    return sum(_resident_bytes(one) for one in (process, *process.children(recursive=True)))
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:  # it has just ended
+        return 0

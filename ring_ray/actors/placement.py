@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import ceil
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -55,7 +56,11 @@ def plan(cluster: ClusterConfig, *, with_reference: bool) -> Plan:
         f"  cluster.{name:<10} {role.workers:>3} x {role.cpus:g} CPU, {role.gpus:g} GPU"
         for name, role in (devices | services).items()
     )
-    bundles = tuple(Bundle(sum(role.cpus for role in bundle), sum(role.gpus for role in bundle)) for bundle in members)
+    # Whole GPUs: Ray would put the halves of two bundles on one, and with them two ranks.
+    bundles = tuple(
+        Bundle(sum(role.cpus for role in bundle), ceil(round(sum(role.gpus for role in bundle), 4)))
+        for bundle in members
+    )
     return Plan(bundles, places, table)
 
 

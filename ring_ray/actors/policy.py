@@ -29,9 +29,10 @@ class PolicyWorker:
         self._parcels: Iterator[Parcel] = iter(())
 
     def _make_transport(self) -> Transport | None:
-        """Rank 0 sends to all engines; over shared memory each rank does, to the one that shares its device."""
+        """Rank 0 sends to all engines; over shared memory rank i does, to engine i alone."""
         config = self._config
-        if self._rank > 0 and config.transport != "ipc":
+        senders = config.cluster.rollout.workers if config.transport == "ipc" else 1
+        if self._rank >= senders:
             return None
         return make_transport(
             config.transport,
@@ -87,7 +88,9 @@ class PolicyWorker:
 
     @ray.method
     def checksums(self) -> dict[str, str]:
-        return {name: checksum(tensor) for name, tensor in self._started.weights()}
+        """On rank 0; the others only help to gather the weights."""
+        weights = self._started.weights()
+        return {name: checksum(tensor) if self._rank == 0 else "" for name, tensor in weights}
 
     @ray.method
     def offload(self) -> None:

@@ -48,7 +48,7 @@ class RolloutWorker:
             new_tokens=total - before,
             in_flight_tokens=in_flight,
             finished_tokens=total - in_flight,
-            finished=all(sequence.finished for sequence in sequences),
+            unfinished=sum(not sequence.finished for sequence in sequences),
         )
         return Rollout(prompt=rollout.prompt, sequences=sequences), status
 

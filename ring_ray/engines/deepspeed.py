@@ -30,7 +30,8 @@ class DeepSpeedEngine:
     Every rank constructs it with the same arguments but ``rank``; the constructor and all methods but `close` are
     collective. The process group is joined by the first engine of a process and outlives it, so that a later engine
     (RL after the cold start) finds it. With ``device="cuda"`` the process must see its own GPU only, as Ray's actors
-    do. A lone rank needs no ``master_port``. Each rank loads the whole model on the host before ZeRO shards it.
+    do. A lone rank needs no ``master_port``. Each rank first loads the whole model on the host. Under ZeRO-3 parameters
+    then go to the device one at a time, where only the rank's shard of each stays; the other stages move them all.
     """
 
     def __init__(
@@ -68,17 +69,8 @@ class DeepSpeedEngine:
         for block in sparse_moe_blocks(self._policy):
             # ZeRO-3 gathers its experts at once: which of them a rank needs, and when, is for the tokens to say.
             self._deepspeed.utils.set_z3_leaf_module(block, True)
-        optimizer = self._make_optimizer()
-        warmup = max(train.warmup_steps, 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
         self._host_memory = HostMemory()
-        self._engine: Any = self._deepspeed.initialize(
-            model=self._policy,
-            optimizer=optimizer,
-            lr_scheduler=schedule,
-            config=_deepspeed_config(model, train, sum(p.numel() for p in self._policy.parameters())),
-            dist_init_required=False,
-        )[0]
+        self._engine = self._initialize(model.dtype)
 
     def update(self, batch: TokenBatch, reference_logprobs: tuple[FloatArray, ...] | None) -> UpdateMetrics:
         """One optimizer step over the whole batch.
@@ -163,6 +155,28 @@ class DeepSpeedEngine:
             del self._policy
             gc.collect()  # modules, hooks and optimizer refer to each other
 
+    def _initialize(self, dtype: str) -> Any:
+        optimizer = self._make_optimizer()
+        warmup = max(self._train.warmup_steps, 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        config = _deepspeed_config(dtype, self._train, sum(p.numel() for p in self._policy.parameters()))
+        if self._train.zero_stage == 3:
+            self._shard(dtype, config)
+        return self._deepspeed.initialize(
+            model=self._policy, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
+        )[0]
+
+    def _shard(self, dtype: str, config: dict[str, Any]) -> None:
+        """Bring the parameters to the device one at a time; `initialize` would bring them all, and then shard them.
+
+        Of a sharded model it neither casts parameters nor moves buffers.
+        """
+        for parameter in self._policy.parameters():
+            # transformers keeps some in float32 where a model asks for that; ZeRO-3 wants one dtype.
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+        self._deepspeed.zero.Init(module=self._policy, config_dict_or_path=config)
+        self._policy.to(self._device)  # buffers alone: parameters are empty but for their shards, which stay
+
     def _make_optimizer(self) -> torch.optim.Optimizer:
         optimizer = torch.optim.AdamW(
             self._policy.parameters(),
@@ -223,7 +237,7 @@ def _import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
-def _deepspeed_config(model: ModelConfig, train: TrainConfig, parameters: int) -> dict[str, Any]:
+def _deepspeed_config(dtype: str, train: TrainConfig, parameters: int) -> dict[str, Any]:
     on_host = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,  # asked for, and without effect: batches are made here
@@ -237,7 +251,7 @@ def _deepspeed_config(model: ModelConfig, train: TrainConfig, parameters: int) -
             "offload_param": on_host if train.offload_parameters else None,
         },
         "zero_force_ds_cpu_optimizer": False,  # it would be compiled at start-up; torch's is fused as well
-        "bf16": {"enabled": model.dtype == "bfloat16"},
+        "bf16": {"enabled": dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,
     }

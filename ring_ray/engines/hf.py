@@ -9,8 +9,9 @@ from ring_ray.algo.logprobs import TokenOutputs, token_logprobs
 from ring_ray.algo.loss import Policy
 from ring_ray.algo.moe import RouterSums
 from ring_ray.algo.packing import Rows, collate, pack, split_tokens
-from ring_ray.config import ModelConfig, RolloutConfig, require
+from ring_ray.config import AlgoConfig, ModelConfig, RolloutConfig, TrainConfig, require
 from ring_ray.engines.attention import VARLEN, packs_varlen, rows_end_to_end
+from ring_ray.engines.modules import recompute_layers
 from ring_ray.engines.routing import RoutingReplay
 from ring_ray.types import FloatArray, TokenBatch
 
@@ -38,6 +39,16 @@ def check_context(path: str, model: ModelConfig, rollout: RolloutConfig) -> None
         rollout.max_response_tokens,
         f"with rollout.max_prompt_tokens={rollout.max_prompt_tokens} it exceeds the {context} tokens of {path}",
     )
+
+
+def check_policy(path: str, model: ModelConfig, train: TrainConfig, algo: AlgoConfig) -> None:
+    """Raise `ConfigError` where the model can't be packed, recomputed or replayed as configured. Holds no weights."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    CausalPolicy(built, temperature=1.0, packing=train.packing, replay_routing=algo.replay_routing)
+    if train.activation_checkpointing:
+        recompute_layers(built)
 
 
 class CausalPolicy(nn.Module):
@@ -138,6 +149,8 @@ class ReferenceModel:
     ) -> None:
         self._device = torch.device(device)
         self._policy = CausalPolicy(load_model(path, config), temperature, packing=packing).requires_grad_(False)
+        tensors = (*self._policy.parameters(), *self._policy.buffers())
+        self._hosted = [(tensor, tensor.data) for tensor in tensors]  # it never changes, so it is never copied back
         self._micro_batch_tokens = micro_batch_tokens
 
     def logprobs(self, batch: TokenBatch, rank: int = 0, ranks: int = 1) -> dict[int, FloatArray]:
@@ -147,10 +160,14 @@ class ReferenceModel:
         """
         padded = self._policy.padded
         share = pack(batch, ranks, self._micro_batch_tokens, padded=padded)[rank]
-        return rank_logprobs(self._policy.to(self._device), batch, share, self._device, padded=padded)
+        for tensor, hosted in self._hosted:
+            if tensor.device.type != self._device.type:
+                tensor.data = hosted.to(self._device)
+        return rank_logprobs(self._policy, batch, share, self._device, padded=padded)
 
     def offload(self) -> None:
-        """Keep the model in host memory until the next `logprobs`."""
-        self._policy.to("cpu")
+        """Give the device's memory back until the next `logprobs`."""
+        for tensor, hosted in self._hosted:
+            tensor.data = hosted
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -89,6 +89,8 @@ class WeightReceiver:
         # parameters as they were loaded, so that there is nothing to convert.
         with self._writes:
             self._model.load_weights(transport.receive(parcel.payload, parcel.layout, self._device))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()  # the sender may overwrite the bucket from here on
 
     def incomplete(self) -> list[str]:
         """Parameters of the model that did not get all of their elements since the update began, and how many."""

@@ -65,7 +65,10 @@ class Transport(Protocol):
         """
 
     def receive(self, payload: Any, layout: Layout, device: torch.device) -> NamedTensors:
-        """The tensors of a bucket, which may be gone after the iteration; not all are on ``device``."""
+        """The tensors of a bucket, which may be gone once the sender is told that they arrived.
+
+        Where they are on a GPU, synchronize before that. Not all are on ``device``.
+        """
 
     def flush(self) -> None:
         """Sender: return when the last bucket has left, and keep nothing of it."""
@@ -157,7 +160,6 @@ class SharedMemory:
     def receive(self, payload: bytes | str, layout: Layout, device: torch.device) -> NamedTensors:
         if isinstance(payload, bytes):
             yield from unpack(pickle.loads(payload), layout)
-            torch.cuda.synchronize()  # what was read may be overwritten from here on
             return
         with open(payload, "r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)  # the tensors hold it
@@ -178,7 +180,9 @@ class Broadcast:
     def __init__(self, address: str, receivers: int) -> None:
         """``address`` of this host; ``receivers`` are the processes of all engines."""
         self._address, self._receivers = address, receivers
+        self._meeting: tuple[str, int, int] | None = None  # receiver: what the group was joined by
         self._store: TCPStore | None = None
+        self._rank = 0
         self._group: Any = None  # torch's stub of a process group lacks its collectives
         # Joining and sending block until every receiver takes part, and none does before it has the parcel.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
@@ -190,17 +194,17 @@ class Broadcast:
             self._store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
         if bucket.is_cuda:
             torch.cuda.synchronize()  # the thread has a stream of its own
-        self._sent = self._thread.submit(self._broadcast, bucket, rank=0)
+        self._sent = self._thread.submit(self._broadcast, bucket)
         return self._address, self._store.port, self._receivers
 
     def receive(self, payload: tuple[str, int, int], layout: Layout, device: torch.device) -> NamedTensors:
         bucket = torch.empty(layout[-1].stop, dtype=torch.uint8, device=device)
-        rank = -1
-        if self._store is None:
+        if payload != self._meeting:  # the first bucket, or the first of another sender
+            self._meeting, self._group = payload, None
             address, port, self._receivers = payload
             self._store = TCPStore(address, port, is_master=False, timeout=TIMEOUT)
-            rank = self._store.add("receivers", 1)
-        self._broadcast(bucket, rank)
+            self._rank = self._store.add("receivers", 1)
+        self._broadcast(bucket)
         return unpack(bucket, layout)
 
     def flush(self) -> None:
@@ -208,25 +212,25 @@ class Broadcast:
             self._sent.result()
             self._sent = None
 
-    def _broadcast(self, bucket: Tensor, rank: int) -> None:
+    def _broadcast(self, bucket: Tensor) -> None:
         if self._group is None:
-            self._group = self._join(rank, bucket.device)
+            self._group = self._join(bucket.device)
         options = BroadcastOptions()
         options.rootRank = 0
         self._group.broadcast([bucket], options).wait()
         if bucket.is_cuda:
             torch.cuda.synchronize()
 
-    def _join(self, rank: int, device: torch.device) -> Any:
+    def _join(self, device: torch.device) -> Any:
         """A group of its own, outside of torch.distributed's registry, which the engines have to themselves."""
         assert self._store is not None  # made or joined before
         store, world_size = PrefixStore("weights", self._store), 1 + self._receivers
         if device.type == "cpu":
-            return ProcessGroupGloo(store, rank, world_size, TIMEOUT)
+            return ProcessGroupGloo(store, self._rank, world_size, TIMEOUT)
         from torch._C._distributed_c10d import ProcessGroupNCCL  # which a build for CPUs lacks
 
         nccl: Any = ProcessGroupNCCL  # torch's stub knows only one of its constructors
-        return nccl(store, rank, world_size, TIMEOUT)
+        return nccl(store, self._rank, world_size, TIMEOUT)
 
 
 class Disk:

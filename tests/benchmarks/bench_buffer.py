@@ -210,11 +210,11 @@ class Recorded(FakeRollout):
         assert isinstance(rollout, Rollout)
         if rollout.prompt.index >= len(self._load):
             await self._interrupted.wait()
-            status = RolloutStatus(new_tokens=0, in_flight_tokens=0, finished_tokens=0, finished=False)
+            status = RolloutStatus(new_tokens=0, in_flight_tokens=0, finished_tokens=0, unfinished=GROUP_SIZE)
             return RolloutRef(rollout), status
         finished = self._load[rollout.prompt.index]
         tokens = sum(map(len, finished.sequences))
-        status = RolloutStatus(new_tokens=tokens, in_flight_tokens=0, finished_tokens=tokens, finished=True)
+        status = RolloutStatus(new_tokens=tokens, in_flight_tokens=0, finished_tokens=tokens, unfinished=0)
         return RolloutRef(finished), status
 
     async def interrupt(self, *, sleep: bool = False) -> None:
@@ -243,7 +243,7 @@ def measure_controller(token_budget: int) -> Result:
             buffer=LocalBuffer(algo),
             algo=algo,
             overlap=True,
-            max_in_flight=64,
+            max_in_flight=64 * GROUP_SIZE,
             max_response_tokens=MAX_LENGTH,
         )
         started = time.process_time()

@@ -1,8 +1,9 @@
-"""Tokens per second of `VllmEngine` on a CPU against transformers' generate, in the same run.
+"""Tokens per second of `VllmEngine` against transformers' generate, in the same run.
 
-    python -m tests.benchmarks.bench_rollout [--size tiny|20m] [--rounds 7] [--tensor-parallel 1]
+    python -m tests.benchmarks.bench_rollout [--size tiny|20m] [--rounds 7] [--tensor-parallel 1] [--device cpu|cuda]
 
-The two take turns, because a machine's speed drifts; each process of a model uses one thread.
+The two take turns, because a machine's speed drifts. On a CPU in float32, each process of a model with one thread; on a
+GPU in bfloat16.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from ring_ray.config import ModelConfig, RolloutConfig
+from ring_ray.config import Device, ModelConfig, RolloutConfig
 from ring_ray.engines.vllm import VllmEngine
 from ring_ray.types import Sequence
 
@@ -55,7 +56,7 @@ def build_model(size: Size) -> Qwen3MoeForCausalLM:
 
 def with_transformers(model: Qwen3MoeForCausalLM, prompts_BP: np.ndarray) -> int:
     """Tokens generated."""
-    ids_BP = torch.from_numpy(prompts_BP)
+    ids_BP = torch.from_numpy(prompts_BP).to(model.device)
     with torch.inference_mode():
         out = model.generate(
             ids_BP, attention_mask=torch.ones_like(ids_BP), do_sample=True, top_k=0, max_new_tokens=RESPONSE_TOKENS
@@ -69,8 +70,9 @@ async def with_vllm(engine: VllmEngine, prompts_BP: np.ndarray) -> int:
     return sum(map(len, await asyncio.gather(*(engine.generate(start) for start in starts))))
 
 
-async def compare(size: Size, rounds: int, tensor_parallel: int) -> None:
-    model = build_model(size)
+async def compare(size: Size, rounds: int, tensor_parallel: int, device: Device) -> None:
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    model = build_model(size).to(device, getattr(torch, dtype))
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {BATCH} x {RESPONSE_TOKENS} tokens")
     rng = np.random.default_rng(0)
     speeds: dict[str, list[float]] = {"vllm": [], "transformers": []}
@@ -79,7 +81,7 @@ async def compare(size: Size, rounds: int, tensor_parallel: int) -> None:
         rollout = RolloutConfig(
             max_prompt_tokens=PROMPT_TOKENS, max_response_tokens=RESPONSE_TOKENS, tensor_parallel=tensor_parallel
         )
-        engine = VllmEngine(path, ModelConfig(), rollout, "cpu", seed=0)
+        engine = VllmEngine(path, ModelConfig(dtype=dtype), rollout, device, seed=0)
         try:
             for _ in range(rounds + 1):
                 prompts_BP = rng.integers(3, VOCABULARY, (BATCH, PROMPT_TOKENS))
@@ -97,14 +99,15 @@ async def compare(size: Size, rounds: int, tensor_parallel: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tensor-parallel", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    asyncio.run(compare(SIZES[arguments.size], arguments.rounds, arguments.tensor_parallel))
+    asyncio.run(compare(SIZES[arguments.size], arguments.rounds, arguments.tensor_parallel, arguments.device))
 
 
 if __name__ == "__main__":

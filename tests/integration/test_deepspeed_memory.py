@@ -1,12 +1,15 @@
 """Memory given back, to the host or for good, and memory never taken; and that training is none the worse for it."""
 
 import gc
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import Qwen3MoeForCausalLM
 
 from ring_ray.algo.loss import accumulate
 from ring_ray.algo.packing import collate, token_weights
@@ -30,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "offload_parameters": True,
     },
 }
+STARTS: dict[str, dict[str, Any]] = VARIANTS | {"ZeRO-3, bfloat16": {"zero_stage": 3, "dtype": "bfloat16"}}
 CASES = [(ranks, name) for ranks in (1, 2) for name in VARIANTS]
 
 
@@ -132,6 +136,46 @@ def test_a_closed_engine_holds_nothing(results: dict[int, list[Any]], ranks: int
             found = result[name, taking_turns]
             model_bytes = sum(tensor.nbytes for tensor in found["weights"].values())
             assert found["closed"] - found["before"] < model_bytes / 20
+
+
+def start(path: str, rank: int, ranks: int, port: int) -> dict[str, Any]:
+    """One rank: what engines start with, of a model that asks for norms in float32 whatever the dtype.
+
+    By case: elements of parameters that were moved to the device at once, and the weights after that.
+    """
+    found: dict[str, Any] = {}
+    to = torch.nn.Module.to
+    for name, variant in STARTS.items():
+        moved: list[int] = []
+
+        def spy(module: torch.nn.Module, *arguments: Any, moved: list[int] = moved, **named: Any) -> torch.nn.Module:
+            moved.append(sum(parameter.numel() for parameter in module.parameters()))
+            return to(module, *arguments, **named)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Qwen3MoeForCausalLM, "_keep_in_fp32_modules_strict", ["norm"])
+            patch.setattr(torch.nn.Module, "to", spy)
+            engine = make_engine(path, rank, ranks, port, **variant)
+        weights = {tensor_name: tensor.clone() for tensor_name, tensor in engine.weights()}
+        engine.update(batches()[0], references(batches()[0]))
+        engine.close()
+        found[name] = {"moved": moved, "weights": weights}
+    return found
+
+
+def test_only_zero_3_starts_without_the_whole_model_on_the_device(
+    tiny: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    checkpoint = load_file(f"{tiny}/model.safetensors")
+    whole = sum(tensor.numel() for tensor in checkpoint.values())
+    for results in run_ranks(start, str(tmp_path_factory.mktemp("starts")), tiny).values():
+        for result, (name, variant) in itertools.product(results, STARTS.items()):
+            found, dtype = result[name], getattr(torch, variant.get("dtype", "float32"))
+            assert max(found["moved"]) == (0 if variant["zero_stage"] == 3 else whole), name
+            assert found["weights"].keys() == checkpoint.keys()
+            for tensor_name, tensor in checkpoint.items():
+                assert found["weights"][tensor_name].dtype == dtype, (name, tensor_name)
+                assert torch.equal(found["weights"][tensor_name], tensor.to(dtype)), (name, tensor_name)
 
 
 def test_tensors_get_back_what_they_were() -> None:

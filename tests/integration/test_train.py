@@ -82,6 +82,42 @@ def test_c3po_with_a_reference_and_two_ranks(tmp_path: Path) -> None:
     assert list((tmp_path / "model").glob("*.safetensors"))
 
 
+def test_by_turns_with_two_engines_and_replayed_routing(tmp_path: Path) -> None:
+    """Every transfer goes through shared memory and is verified, from the cold start's probe to the last save."""
+    run = train(
+        *SMALL, f"hydra.run.dir={tmp_path}", "cluster=colocated", "sync.verify_weights=true", "sync.bucket_mib=1",
+        "algo.replay_routing=true", "algo.behaviour=recomputed", "algo.correction=icepop", "train.zero_stage=3",
+        "cluster.policy.workers=2", "cluster.policy.cpus=0.2", "cluster.rollout.workers=2", "cluster.rollout.cpus=0.2",
+    )  # fmt: skip
+    assert run.status == 0, run.output
+    assert run.left_over == []
+    steps = read_steps(tmp_path)
+    assert len(steps) == 3
+    for step in steps:
+        assert step["c3po/trained_tokens"] == 1000
+        assert_balanced(step)
+        # Asleep, the engines give back their cache of 2 x 64 MiB and their weights, as far as they had used them.
+        assert step["memory/update/rollout_gib"] < step["memory/sync/rollout_gib"]
+        # In fp32 and through the same experts the two engines agree; what is left are the versions in between.
+        assert step["policy/behaviour_kl"] < 1e-2
+    assert json.loads((tmp_path / "summary.json").read_text())["accuracy"]["rl"]["n"] == 16
+
+
+def test_apart_with_an_engine_of_two_processes(tmp_path: Path) -> None:
+    run = train(
+        *SMALL, f"hydra.run.dir={tmp_path}", "cluster=disaggregated", "sync.verify_weights=true", "sft.enabled=never",
+        "rollout.tensor_parallel=2", "rollout.keep_cache=true", "cluster.reference.workers=2",
+        "cluster.reference.cpus=0.1",
+    )  # fmt: skip
+    assert run.status == 0, run.output
+    assert run.left_over == []
+    steps = read_steps(tmp_path)
+    assert [step["c3po/trained_tokens"] for step in steps] == [1000, 1000, 1000]
+    for step in steps:
+        assert_balanced(step)
+    assert not [name for name in steps[0] if name.startswith("memory/")]
+
+
 def test_grpo_on_a_users_file_and_model(tmp_path: Path) -> None:
     data = tmp_path / "problems.jsonl"
     rows = [{"prompt": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(40)]

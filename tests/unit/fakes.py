@@ -65,7 +65,12 @@ class FakeRollout:
         before = sum(map(len, rollout.sequences))
         self._running += 1
         try:
-            sequences = await asyncio.gather(*(self._continue(sequence) for sequence in rollout.sequences))
+            sequences = await asyncio.gather(
+                *(
+                    self._continue(sequence, self.mean_length(rollout, i))
+                    for i, sequence in enumerate(rollout.sequences)
+                )
+            )
         finally:
             self._running -= 1
             async with self._idle:
@@ -76,11 +81,14 @@ class FakeRollout:
             new_tokens=total - before + self.lose_a_token,
             in_flight_tokens=in_flight,
             finished_tokens=total - in_flight,
-            finished=all(sequence.finished for sequence in sequences),
+            unfinished=sum(not sequence.finished for sequence in sequences),
         )
         return RolloutRef(replace(rollout, sequences=tuple(sequences))), status
 
-    async def _continue(self, sequence: Sequence) -> Sequence:
+    def mean_length(self, rollout: Rollout, response: int) -> float:
+        return self._mean_length
+
+    async def _continue(self, sequence: Sequence, mean_length: float) -> Sequence:
         while not sequence.finished and self._open:
             await asyncio.sleep(0)
             if not self._open:
@@ -92,7 +100,7 @@ class FakeRollout:
                 response_ids=np.append(sequence.response_ids, np.int32(token)),
                 logprobs=np.append(sequence.logprobs, np.float32(-1)),
                 versions=np.append(sequence.versions, np.int32(self.version)),
-                finish_reason="stop" if self._random.random() < 1 / self._mean_length else "unfinished",
+                finish_reason="stop" if self._random.random() < 1 / mean_length else "unfinished",
             )
         return sequence
 

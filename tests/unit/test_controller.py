@@ -1,6 +1,7 @@
 """The loop on in-process fakes: exact budgets, a balanced ledger, order of the steps, clear ends."""
 
 import asyncio
+import math
 from collections import Counter
 
 import pytest
@@ -12,7 +13,7 @@ from ring_ray.controller import Controller, MemoryMeter
 from ring_ray.roles import BatchRef, LogprobsRef, RolloutRef
 from ring_ray.stream import LedgerError, RolloutStream, StarvedError, check_budget
 from ring_ray.sync import WeightSync, WeightSyncError
-from ring_ray.types import Reward, StepMetrics, TokenBatch, UpdateMetrics, Verdict
+from ring_ray.types import Reward, Rollout, RolloutStatus, StepMetrics, TokenBatch, UpdateMetrics, Verdict
 from tests.unit.fakes import (
     FakePolicy,
     FakePrompts,
@@ -50,7 +51,7 @@ def run(
             buffer=buffer,
             algo=algo,
             overlap=overlap,
-            max_in_flight=4,
+            max_in_flight=4 * algo.group_size,
             max_response_tokens=1000,
         )
         config = RunConfig(algo=algo, train=TrainConfig(steps=steps), cluster=ClusterConfig(overlap=overlap))
@@ -151,6 +152,34 @@ def test_grpo_takes_whole_groups() -> None:
     assert all(len(batch.segments) == 12 for batch in policy.batches)
     assert all(segment.start == 0 for batch in policy.batches for segment in batch.segments)
     assert len({step.batch.trained_tokens for step in steps}) > 1
+
+
+def test_a_few_long_responses_do_not_hold_the_place_of_the_many_that_ended() -> None:
+    """Every other prompt has one response that goes on for many steps; all others are one token long."""
+
+    class LongTail(FakeRollout):
+        def __init__(self) -> None:
+            super().__init__()
+            self.in_flight: dict[int, Rollout] = {}
+            self.most_prompts, self.most_responses = 0, 0
+
+        def mean_length(self, rollout: Rollout, response: int) -> float:
+            return math.inf if response == 0 and rollout.prompt.index % 2 else 1
+
+        async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
+            assert isinstance(rollout, Rollout)
+            self.in_flight[rollout.prompt.index] = rollout
+            responses = sum(not sequence.finished for one in self.in_flight.values() for sequence in one.sequences)
+            self.most_prompts = max(self.most_prompts, len(self.in_flight))
+            self.most_responses = max(self.most_responses, responses)
+            grown = await super().generate(rollout)
+            del self.in_flight[rollout.prompt.index]
+            return grown
+
+    rollout = LongTail()
+    run(AlgoConfig(token_budget=8, group_size=4, max_staleness=10**6), steps=4, rollout=rollout)
+    assert rollout.most_prompts > 8, "16 responses would be 4 groups, if each counted as whole"
+    assert rollout.most_responses < 16 + 4
 
 
 def test_back_pressure_keeps_tokens_from_growing_too_old() -> None:

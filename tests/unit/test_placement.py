@@ -21,7 +21,7 @@ def test_policy_rollout_and_reference_share_a_bundle_each() -> None:
         ),
         with_reference=True,
     )
-    assert asked.bundles == (Bundle(3.5, 0.875), Bundle(3, 0.75), Bundle(2, 0.25), Bundle(2.25, 0))
+    assert asked.bundles == (Bundle(3.5, 1), Bundle(3, 1), Bundle(2, 1), Bundle(2.25, 0))
     assert asked.places == {
         "policy": (0, 1),
         "rollout": (0, 1, 2),

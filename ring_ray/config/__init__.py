@@ -1,0 +1,31 @@
+"""The schema of a run: every key that `conf/` may set, its default, its meaning and its limits.
+
+Plain dataclasses, no Hydra: `compose.py` turns composed YAML into a `RunConfig`, and a test or a notebook can build one
+by hand. Values are checked where they are defined, so a bad one is refused before anything starts.
+"""
+
+from ring_ray.config.algo import AlgoConfig
+from ring_ray.config.check import ConfigError, require, require_one_of
+from ring_ray.config.cluster import ClusterConfig, Device, RoleResources
+from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
+from ring_ray.config.run import DataConfig, EvaluationConfig, RewardConfig, RunConfig, SftConfig, TrackingConfig
+
+__all__ = [
+    "AlgoConfig",
+    "ClusterConfig",
+    "ConfigError",
+    "DataConfig",
+    "Device",
+    "EvaluationConfig",
+    "ModelConfig",
+    "RewardConfig",
+    "RoleResources",
+    "RolloutConfig",
+    "RunConfig",
+    "SftConfig",
+    "SyncConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "require",
+    "require_one_of",
+]
