@@ -63,7 +63,8 @@ class Stages:
             buffer=roles.buffer,
             algo=config.algo,
             overlap=config.cluster.overlap,
-            max_in_flight=config.rollout.max_sequences * config.cluster.rollout.workers + 1,
+            # Twice as many as the engines decode at a time: when one ends, the next is there, whatever its group does.
+            max_in_flight=2 * config.rollout.max_sequences * config.cluster.rollout.workers,
             max_response_tokens=config.rollout.max_response_tokens,
         )
 
