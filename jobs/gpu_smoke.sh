@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # All that needs a GPU, on one: tests in bfloat16 (CUDA IPC, sleep and wake, checksums), tokens per second generated and
 # trained with MFU and peak memory, and the default job with policy, reference and rollout taking turns on the device,
-# its memory by phase at the end. The first argument is where the
-# job's run goes (default outputs/gpu-smoke).
+# its memory by phase at the end. The first argument is where that run goes (default outputs/gpu-smoke).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 output=${1:-outputs/gpu-smoke}

@@ -166,13 +166,15 @@ class RolloutStream:
         algo = self._algo
         group_tokens = self._mean_length * algo.group_size
         steps_per_group = group_tokens / algo.token_budget if algo.selection == "tokens" else 1 / algo.groups_per_step
-        while sum(status.unfinished for status in self._in_flight.values()) < self._max_in_flight and (
+        unfinished = sum(status.unfinished for status in self._in_flight.values())
+        while unfinished < self._max_in_flight and (
             self._status.backlog + len(self._in_flight) * steps_per_group < self._max_backlog
         ):
             prompt = self._prompts.next()
             self._in_flight[prompt.index] = RolloutStatus(
                 new_tokens=0, in_flight_tokens=0, finished_tokens=0, unfinished=algo.group_size
             )
+            unfinished += algo.group_size
             self._spawn(self._run_prompt(prompt))
 
     def _spawn(self, life: Coroutine[Any, Any, None]) -> None:

@@ -24,9 +24,7 @@ def start(
         FileNotFoundError: ``model_path`` is a directory without a model.
         RuntimeError: this process uses vLLM on another device.
     """
-    path = Path(model_path)
-    if (path.is_absolute() or path.exists()) and not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{model_path} is no Hugging Face model directory: it has no config.json")
+    _check_directory(model_path)
     _set_environment(device)
     from vllm import SamplingParams
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -65,6 +63,12 @@ def start(
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
     return AsyncLLM.from_engine_args(arguments), sampling
+
+
+def _check_directory(model_path: str) -> None:
+    path = Path(model_path)
+    if (path.is_absolute() or path.exists()) and not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{model_path} is no Hugging Face model directory: it has no config.json")
 
 
 def _device_options(rollout: RolloutConfig, device: Device) -> dict[str, Any]:

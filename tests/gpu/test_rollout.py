@@ -3,12 +3,10 @@
 The router chooses every expert, so that rounding changes log-probs a little and never the experts.
 """
 
-import asyncio
 import multiprocessing
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +17,9 @@ from ring_ray.config import ModelConfig
 from ring_ray.engines.vllm import VllmEngine
 from ring_ray.engines.weights import checksum, make_transport, parcels
 from ring_ray.types import Sequence
+from tests.conftest import Run
 from tests.integration.policies import ROLLOUT, Policy, generate_all, starts
 
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
 SMALL_BUCKET = 1 << 16  # bytes
 GPU_MEMORY_FRACTION = 0.2
 
@@ -30,12 +28,6 @@ GPU_MEMORY_FRACTION = 0.2
 def policies(tmp_path_factory: pytest.TempPathFactory) -> list[Policy]:
     sizes = {"num_experts": 8, "num_experts_per_tok": 8, "moe_intermediate_size": 64}
     return [Policy(tmp_path_factory.mktemp("policy"), seed, **sizes) for seed in (0, 1)]
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    with asyncio.Runner() as runner:
-        yield runner.run
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from ring_ray.engines.hf import CausalPolicy, load_model
 from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.types import FloatArray, Segment, TokenBatch
 from tests.integration import training
-from tests.integration.training import ALGO, LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, references
+from tests.integration.training import ALGO, LEARNING_RATE, MAX_GRAD_NORM, TEMPERATURE, VARIANTS, references
 from tests.unit.test_packing import make_batch, make_segment, make_sequence
 
 DEVICE = "cuda"
@@ -33,16 +33,6 @@ LIKELIHOOD = AlgoConfig(objective="likelihood")
 # Relative errors: sums in another order in fp32, 8 bits of mantissa in bfloat16. Adam divides by small gradients.
 FP32_UPDATE_BOUND, FP32_NORM_BOUND, BF16_LOGPROBS_BOUND, BF16_NORM_BOUND = 1e-4, 1e-5, 0.02, 0.01
 STAGES = pytest.mark.parametrize("stage", [1, 3])
-VARIANTS: dict[str, dict[str, Any]] = {
-    "ZeRO-1": {"stage": 1},
-    "ZeRO-2": {"stage": 2},
-    "ZeRO-3": {"stage": 3},
-    "ZeRO-1, padded": {"stage": 1, "packing": "padded"},
-    "ZeRO-1, checkpointed": {"stage": 1, "activation_checkpointing": True},
-    "ZeRO-3, checkpointed": {"stage": 3, "activation_checkpointing": True},
-    "ZeRO-2, optimizer on the host": {"stage": 2, "offload_optimizer": True},
-    "ZeRO-3, all on the host": {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
-}
 
 MakeEngine = Callable[..., DeepSpeedEngine]
 
@@ -66,8 +56,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 def make_engine(tiny: str) -> Iterator[MakeEngine]:
     engines: list[DeepSpeedEngine] = []
 
-    def make(stage: int, *, path: str = tiny, **options: Any) -> DeepSpeedEngine:
-        engines.append(training.make_engine(path, device=DEVICE, zero_stage=stage, warmup_steps=0, **options))
+    def make(zero_stage: int, *, path: str = tiny, **options: Any) -> DeepSpeedEngine:
+        engines.append(training.make_engine(path, device=DEVICE, zero_stage=zero_stage, warmup_steps=0, **options))
         return engines[-1]
 
     yield make

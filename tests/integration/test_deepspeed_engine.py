@@ -13,7 +13,6 @@ from ring_ray.algo.loss import accumulate
 from ring_ray.algo.packing import collate, pack, token_weights
 from ring_ray.config import AlgoConfig, ModelConfig
 from ring_ray.engines.hf import CausalPolicy, load_model
-from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.types import FloatArray, TokenBatch
 from tests.integration.training import (
     ALGO,
@@ -22,6 +21,7 @@ from tests.integration.training import (
     MICRO_BATCH_TOKENS,
     STEPS,
     TEMPERATURE,
+    VARIANTS,
     batches,
     make_engine,
     references,
@@ -32,17 +32,6 @@ from tests.unit.test_packing import make_batch, make_segment, make_sequence
 # Sums over ranks and micro-batches come in another order, and Adam divides by small gradients. Five steps move a
 # parameter by up to 4.5e-3; 3e-7 was the largest difference found, and 2e-7 that of a gradient's norm.
 FP32_BOUND, FP32_NORM_BOUND = 1e-6, 1e-6
-VARIANTS: dict[str, dict[str, Any]] = {
-    "ZeRO-1": {"zero_stage": 1},
-    "ZeRO-2": {"zero_stage": 2},
-    "ZeRO-3": {"zero_stage": 3},
-    "ZeRO-1, padded": {"zero_stage": 1, "packing": "padded"},
-    "ZeRO-1, checkpointed": {"zero_stage": 1, "activation_checkpointing": True},
-    "ZeRO-3, checkpointed": {"zero_stage": 3, "activation_checkpointing": True},
-    "ZeRO-2, optimizer on the host": {"zero_stage": 2, "offload_optimizer": True},
-    "ZeRO-3, parameters on the host": {"zero_stage": 3, "offload_parameters": True},
-    "ZeRO-3, all on the host": {"zero_stage": 3, "offload_parameters": True, "offload_optimizer": True},
-}
 ALONE = {"no ZeRO": {"zero_stage": 0}, "no ZeRO, checkpointed": {"zero_stage": 0, "activation_checkpointing": True}}
 CASES = [(1, name) for name in ALONE | VARIANTS] + [(2, name) for name in VARIANTS]
 
@@ -83,13 +72,6 @@ def train(path: str, directory: str, rank: int, ranks: int, port: int) -> dict[s
     found["bfloat16"] = engine.update(batches()[0], references(batches()[0]))
     engine.close()
     return found
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(path, seed=0, hidden_size=32)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

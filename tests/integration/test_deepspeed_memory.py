@@ -18,7 +18,6 @@ from ring_ray.engines.deepspeed import DeepSpeedEngine
 from ring_ray.engines.hf import CausalPolicy, load_model
 from ring_ray.engines.host_memory import HostMemory, free, tensors_in
 from ring_ray.engines.modules import recompute_layers
-from ring_ray.engines.tiny_model import make_tiny_model
 from tests.integration.training import ALGO, TEMPERATURE, batches, make_engine, references, run_ranks
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -88,13 +87,6 @@ def lend(path: str, directory: str, rank: int, ranks: int, port: int) -> dict[st
             weights = sum(tensor.nbytes for tensor in found[name, taking_turns]["weights"].values())
             found[name, taking_turns] |= {"before": before, "closed": held() - weights, "saved": saved}
     return found
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("tiny")
-    make_tiny_model(path, seed=0, hidden_size=32)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """`VllmEngine` with ``keep_cache``: sequences resume from the keys and values of old weights, and only they do."""
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,20 +9,8 @@ import pytest
 from ring_ray.config import ModelConfig
 from ring_ray.engines.vllm import VllmEngine
 from ring_ray.types import Sequence
+from tests.conftest import Run
 from tests.integration.policies import PAGE, ROLLOUT, Policy, generate_all, interrupt_midway, load, starts
-
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def policies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Policy]:
-    return Policy(tmp_path_factory.mktemp("old"), seed=0), Policy(tmp_path_factory.mktemp("new"), seed=1)
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    with asyncio.Runner() as runner:
-        yield runner.run
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -19,16 +18,16 @@ from ring_ray.config import ModelConfig
 from ring_ray.engines.vllm import VllmEngine
 from ring_ray.engines.weights import ObjectStore, parcels
 from ring_ray.types import Sequence
+from tests.conftest import Run
 from tests.integration.policies import BUCKET, CACHED_TOKENS, EOS, ROLLOUT, VOCABULARY, Policy, generate_all, starts
 
 MIB = 1 << 20
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
 TWO_RANKS = replace(ROLLOUT, tensor_parallel=2)
 
 
 @pytest.fixture
 def run() -> Iterator[Run]:
-    """Runs a coroutine in the one event loop that an engine lives in."""
+    """As for all modules, but with a loop for each test: engines are killed here."""
     with asyncio.Runner() as runner:
         yield runner.run
 

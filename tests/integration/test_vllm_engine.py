@@ -7,10 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -19,6 +18,7 @@ import pytest
 from ring_ray.config import ModelConfig
 from ring_ray.engines.vllm import VllmEngine
 from ring_ray.types import Sequence
+from tests.conftest import Run
 from tests.integration.policies import (
     CACHED_TOKENS,
     EOS,
@@ -30,20 +30,6 @@ from tests.integration.policies import (
     load,
     starts,
 )
-
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
-
-
-@pytest.fixture(scope="module")
-def policies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Policy]:
-    return Policy(tmp_path_factory.mktemp("old"), seed=0), Policy(tmp_path_factory.mktemp("new"), seed=1)
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    """Runs a coroutine in the one event loop that the engine of this module lives in."""
-    with asyncio.Runner() as runner:
-        yield runner.run
 
 
 @pytest.fixture(scope="module")

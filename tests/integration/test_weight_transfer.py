@@ -3,8 +3,7 @@
 The policies have one key and value head, of which each of two ranks holds a copy.
 """
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,15 @@ from ring_ray.config import ModelConfig
 from ring_ray.engines.vllm import VllmEngine
 from ring_ray.engines.vllm_worker import WeightReceiver
 from ring_ray.engines.weights import NamedTensors, ObjectStore, Parcel, Transport, checksum, make_transport, parcels
+from tests.conftest import Run
 from tests.integration.policies import ROLLOUT, Policy, generate_all, load, starts
 
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
 SMALL_BUCKET = 1 << 16  # bytes; the embeddings are larger
 
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Policy]:
     return tuple(Policy(tmp_path_factory.mktemp("policy"), seed, num_key_value_heads=1) for seed in (0, 1))
-
-
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    with asyncio.Runner() as runner:
-        yield runner.run
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["TP=1", "TP=2"])

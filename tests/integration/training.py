@@ -20,6 +20,18 @@ TEMPERATURE, MICRO_BATCH_TOKENS, MAX_GRAD_NORM, LEARNING_RATE = 0.9, 60, 0.01, 1
 STEPS, TOKEN_BUDGET = 5, 60
 ALGO = AlgoConfig(kl_coefficient=0.05, entropy_coefficient=0.01, balance_coefficient=0.1, z_coefficient=0.01)
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ZeRO-1": {"zero_stage": 1},
+    "ZeRO-2": {"zero_stage": 2},
+    "ZeRO-3": {"zero_stage": 3},
+    "ZeRO-1, padded": {"zero_stage": 1, "packing": "padded"},
+    "ZeRO-1, checkpointed": {"zero_stage": 1, "activation_checkpointing": True},
+    "ZeRO-3, checkpointed": {"zero_stage": 3, "activation_checkpointing": True},
+    "ZeRO-2, optimizer on the host": {"zero_stage": 2, "offload_optimizer": True},
+    "ZeRO-3, parameters on the host": {"zero_stage": 3, "offload_parameters": True},
+    "ZeRO-3, all on the host": {"zero_stage": 3, "offload_parameters": True, "offload_optimizer": True},
+}
+
 
 def batches() -> list[TokenBatch]:
     """Steps of exactly Φ tokens from a stream of responses: each cuts its last one, of which the next has the rest.
