@@ -153,6 +153,7 @@ def run_ring_ray(case: Case, inputs: Path, output: Path, steps: int) -> Run:
         "algo.balance_coefficient": 0,
         "algo.z_coefficient": 0,
         "rollout.max_response_tokens": case.max_response_tokens,
+        "rollout.max_sequences": PROMPTS * GROUP_SIZE,  # as many as TRL decodes at a time
         "rollout.kv_cache_mib": 256,
         "train.steps": steps,
         "train.learning_rate": LEARNING_RATE,

@@ -22,6 +22,7 @@ from tests.conftest import Run
 from tests.integration.policies import (
     CACHED_TOKENS,
     EOS,
+    PAGE,
     ROLLOUT,
     Policy,
     almost_full,
@@ -172,6 +173,17 @@ def test_several_interruptions_lose_no_token(engine: VllmEngine, policies: tuple
         np.testing.assert_allclose(steps[-1].logprobs, policies[0].logprobs(steps[-1]), atol=1e-4)
         assert steps[-1].routed_experts is not None
         np.testing.assert_array_equal(np.sort(steps[-1].routed_experts, axis=-1), policies[0].routed_experts(steps[-1]))
+
+
+def test_interruption_returns_what_preempted_sequences_had(
+    engine: VllmEngine, policies: tuple[Policy, Policy], run: Run
+) -> None:
+    partial = run(interrupt_midway(engine, starts(24), after=60))
+    begun = [s for s in partial if not s.finished and len(s) > 0]
+    pages_shared = (len(begun) // 2) * 2 * PAGE  # half of the prompts begin with the same two pages
+    assert sum(len(s) + len(s.prompt_ids) for s in begun) - pages_shared > CACHED_TOKENS, "all of it fits the cache"
+    for sequence in partial:
+        np.testing.assert_allclose(sequence.logprobs, policies[0].logprobs(sequence), atol=1e-4)
 
 
 def test_interruption_with_nothing_running(engine: VllmEngine, run: Run) -> None:

@@ -10,6 +10,7 @@ from ring_ray.engines.vllm_cpu import register
 from ring_ray.engines.vllm_cpu.kernels import (
     compute_slot_mapping,
     experts_forward,
+    random_sample,
     rotary_embedding,
     silu_and_mul,
     topk_softmax,
@@ -83,6 +84,18 @@ def test_topk_softmax(renormalize: bool) -> None:
         total = sum(exponentials[expert] for expert in best) if renormalize else sum(exponentials)
         assert ids[token].tolist() == best
         np.testing.assert_allclose(weights[token], [exponentials[expert] / total for expert in best], rtol=1e-5)
+
+
+def test_random_sample_draws_from_the_softmax() -> None:
+    draws, masked = 40_000, [0, 5, 6, 11]  # as top-p leaves them: at both ends, and two in a row
+    logits_V = torch.randn(12) * 2
+    logits_V[masked] = -torch.inf
+    drawn = random_sample(logits_V.expand(draws, -1))
+    exponentials = [math.exp(x) for x in logits_V.tolist()]
+    for token, exponential in enumerate(exponentials):
+        share = exponential / sum(exponentials)
+        five_sigma = 5 * math.sqrt(share * (1 - share) / draws)
+        assert abs(drawn.eq(token).double().mean().item() - share) <= five_sigma
 
 
 @pytest.mark.parametrize("experts_used", [6, 1])  # with 1, five experts get no token

@@ -1,6 +1,7 @@
 """The kernels outside attention, in PyTorch, under the names and schemas of vLLM's compiled libraries.
 
-Dimensions: T tokens, H hidden size, E experts, K of them per token, N = T K, I intermediate size of one.
+Dimensions: T tokens, H hidden size, E experts, K of them per token, N = T K, I intermediate size of one, B sequences,
+V vocabulary.
 """
 
 from collections.abc import Callable
@@ -73,6 +74,17 @@ def topk_softmax(
         weights_TK /= weights_TK.sum(dim=-1, keepdim=True)
     topk_weights.copy_(weights_TK)
     topk_ids.copy_(ids_TK)
+
+
+def random_sample(logits_BV: Tensor) -> Tensor:
+    """A token of each row's softmax, [B]: one random number a row, where vLLM's own way draws one a token of V.
+
+    Sums in float64, or the rare tokens of a large vocabulary would be lost to rounding. A token of probability 0 never
+    comes.
+    """
+    cumulative_BV = logits_BV.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1, dtype=torch.float64)
+    drawn_B1 = torch.rand(len(logits_BV), 1, dtype=torch.float64) * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, drawn_B1, right=True).squeeze(1)
 
 
 def experts_forward(x_TH: Tensor, w13: Tensor, w2: Tensor, weights_TK: Tensor, ids_TK: Tensor) -> Tensor:

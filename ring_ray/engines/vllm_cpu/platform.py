@@ -92,6 +92,7 @@ class TorchCpuPlatform(CpuPlatform):  # type: ignore[misc]
         one_rank = parallel.tensor_parallel_size == 1
         parallel.distributed_executor_backend = "uni" if one_rank else f"{PACKAGE}.executor.TorchCpuExecutor"
         parallel.worker_cls = f"{PACKAGE}.worker.TorchCpuWorker"
+        vllm_config.scheduler_config.scheduler_cls = f"{PACKAGE}.scheduler.ResponseScheduler"
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         if preload is None:
             os.environ.pop("LD_PRELOAD", None)

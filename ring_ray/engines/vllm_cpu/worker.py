@@ -5,9 +5,12 @@ import ctypes
 import gc
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.model_executor.layers import utils as linear_dispatch
+from vllm.v1.sample.ops import topk_topp_sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from ring_ray.engines.vllm_cpu import kernels, moe, norm
@@ -43,10 +46,16 @@ class TorchCpuWorker(CPUWorker):  # type: ignore[misc]
         # On a host with AMX, vLLM would repack bfloat16 linear weights for a compiled kernel that is not there. Plain
         # weights also are what an update in place needs.
         linear_dispatch.check_cpu_sgl_kernel = lambda *_: False
+        topk_topp_sampler.compiled_random_sample = kernels.random_sample
         # vLLM gathers the logits of several ranks with a function that PyTorch is about to rename.
         warnings.filterwarnings("ignore", message=r".*all_gather_into_tensor", category=FutureWarning)
         self._asleep: dict[str, Memory] = {}
         super().__init__(*args, **kwargs)
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent. vLLM's parameters intercept every operation on them, only to let it pass."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return super().execute_model(*args, **kwargs)
 
     def sleep(self, level: int = 1) -> None:
         """Give back the cache's memory and, at level 2, that of the weights. At level 1 they stay where they are."""
