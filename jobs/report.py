@@ -1,4 +1,4 @@
-"""Write one self-contained HTML page about one run, or about several to compare them."""
+"""Write one self-contained HTML page about one run, or about several to compare them, over their seeds."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from ring_ray.report import ReportError, write_report
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="directory of a run, the one that holds metrics.jsonl"
+        "runs", nargs="+", type=Path, metavar="RUN", help="directory of a run, or of the runs of a sweep"
     )
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="page to write (default: report.html in the first RUN)"

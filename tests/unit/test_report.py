@@ -1,6 +1,8 @@
 import html.parser
+import json
 import re
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,21 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ring_ray.metrics import METRICS, AccuracyInterval
-from ring_ray.report import CURVES, ReportError, moving_mean, write_report
+from ring_ray.metrics import METRICS
+from ring_ray.report import ReportError, write_report
+from ring_ray.report.pictures import CURVES
+from ring_ray.report.runs import read_runs
 from ring_ray.tracking import Tracker
+from tests.unit.run_directories import write_run, write_sweep
 from tests.unit.test_tracking import balanced_metrics, run_config
 
-TITLES = (*(curve.title for curve in CURVES), "Accuracy", "Where tokens went", "Where tokens are", "Step time")
-
-
-def write_run(run_dir: Path, *, steps: int = 12, trained_tokens: int = 1000, finished: bool = True) -> Path:
-    with Tracker(run_config(run_dir)) as tracker:
-        for step in range(1, steps + 1):
-            tracker.log(balanced_metrics(step, trained_tokens=trained_tokens))
-        if finished:
-            tracker.summary({"base": AccuracyInterval.of(2, 512), "rl": AccuracyInterval.of(480, 512)})
-    return run_dir
+OVERLAID = (*(curve.title for curve in CURVES), "Accuracy")
+PER_RUN = ("Where tokens went", "Where tokens are", "Step time")
+TITLES = OVERLAID + PER_RUN
 
 
 def report(tmp_path: Path, *run_dirs: Path) -> str:
@@ -32,15 +30,20 @@ def report(tmp_path: Path, *run_dirs: Path) -> str:
 
 
 class Outline(html.parser.HTMLParser):
-    """Collects what the tests ask for: figure titles, visible text, and every address that a browser would fetch."""
+    """Collects what the tests ask for: figure titles, text, and every address that a browser would fetch."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.titles, self.text, self.addresses, self.tags, self._in_title = [], "", [], [], False
         self.feed(page)
 
+    @property
+    def sentences(self) -> str:
+        return " ".join(self.text.split())
+
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.text += " " * (tag in ("br", "td", "th"))
         self._in_title = tag == "h3"
         self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
 
@@ -67,6 +70,11 @@ def test_report_has_every_picture_and_fetches_nothing(page):
     outline = Outline(page)
     assert sorted(outline.titles) == sorted(TITLES)
     assert outline.tags.count("svg") == len(TITLES)
+    assert_fetches_nothing(page)
+
+
+def assert_fetches_nothing(page: str) -> None:
+    outline = Outline(page)
     assert all(address.startswith("#") for address in outline.addresses)
     assert "script" not in outline.tags
     assert not re.search(r"https?://", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
@@ -74,10 +82,10 @@ def test_report_has_every_picture_and_fetches_nothing(page):
 
 
 def test_report_says_what_was_run_and_how_it_ended(page):
-    text = " ".join(Outline(page).text.split())
+    text = Outline(page).sentences
     assert "Every one of the 12 steps trained exactly 1,000 response tokens" in text
     assert "The ledger balanced after every step: each of the 13,200 generated tokens is in exactly one place." in text
-    assert "93.8 % 91.3 % – 95.5 % 512 prompts" in text
+    assert "93.8 % 91.3 – 95.5 % 512 prompts" in text
     assert "inclusionAI/Ring-lite" in text
     assert all(metric.meaning in text for metric in METRICS)
 
@@ -100,7 +108,7 @@ def test_report_says_so_where_the_budget_was_missed_or_the_ledger_broke(tmp_path
         tracker.log(balanced_metrics(1))
         leaking = balanced_metrics(2, trained_tokens=900)
         tracker.log(replace(leaking, ledger=replace(leaking.ledger, generated=leaking.ledger.generated + 1)))
-    text = " ".join(Outline(report(tmp_path, tmp_path / "run")).text.split())
+    text = Outline(report(tmp_path, tmp_path / "run")).sentences
     assert "1 of 2 steps missed the token budget of 1,000: they trained from 900 to 1,000." in text
     assert "The ledger did not balance after 1 of 2 steps" in text
     assert "the run is unfinished" in text
@@ -113,14 +121,120 @@ def test_values_that_were_not_finite_are_left_out(tmp_path):
     assert "Gradient norm" in Outline(report(tmp_path, tmp_path / "run")).titles
 
 
-def test_several_runs_share_the_curves_and_have_a_row_each(tmp_path):
-    runs = [write_run(tmp_path / name) for name in ("c3po", "grpo")]
-    page = report(tmp_path, *runs)
-    outline = Outline(page)
-    assert "2 runs compared" in outline.text
-    assert outline.titles.count("Reward") == 1
-    assert outline.titles.count("Step time") == 2
-    assert len(re.findall(r'<td><span class="swatch"[^>]*></span>(c3po|grpo)</td>', page)) == 2
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    return write_sweep(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def comparison(sweep, tmp_path_factory) -> str:
+    return report(tmp_path_factory.mktemp("page"), sweep)
+
+
+def rows(page: str, name: str) -> list[list[str]]:
+    """The cells of every table row that begins with a swatch and ``name``."""
+    found = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    cells = [[Outline(cell).sentences for cell in re.findall(r"<td>(.*?)</td>", row, re.DOTALL)] for row in found]
+    return [row for row in cells if row and row[0] == name]
+
+
+def test_a_sweep_is_one_argument_and_its_seeds_share_a_colour_and_a_row(comparison):
+    outline = Outline(comparison)
+    assert "6 runs compared" in outline.text
+    for algo in ("c3po", "grpo"):
+        (setting,) = rows(comparison, f"algo={algo}")
+        assert setting[1:3] == ["0, 1, 2", "12"]
+        assert [len(rows(comparison, f"algo={algo},seed={seed}")) for seed in range(3)] == [1, 1, 1]
+    colors = re.findall(r'<td><span class="swatch" style="background: (#\w+)"></span>algo=(\w+)', comparison)
+    assert len(set(colors)) == 2
+    assert sorted(outline.titles) == sorted(OVERLAID + 2 * PER_RUN)
+    assert_fetches_nothing(comparison)
+
+
+def test_a_row_of_the_table_is_what_its_runs_say_together(comparison, sweep):
+    runs = [json.loads((sweep / f"algo=grpo,seed={seed}" / "summary.json").read_text()) for seed in range(3)]
+    accuracies = [run["accuracy"]["rl"]["value"] for run in runs]
+    margin = 4.302653 * np.std(accuracies, ddof=1) / 3**0.5
+    mean = np.mean(accuracies)
+    (setting,) = rows(comparison, "algo=grpo")
+    assert setting[5] == f"{100 * mean:.1f} % {100 * (mean - margin):.1f} – {100 * (mean + margin):.1f} % 3 runs"
+    least, most = min(run["trained_tokens_min"] for run in runs), max(run["trained_tokens_max"] for run in runs)
+    assert setting[7].endswith(f"{least:,} to {most:,}")
+    tokens, norms = (np.mean([run[name] for run in runs]) for name in ("trained_tokens_cv", "grad_norm_cv"))
+    assert setting[-1] == f"{tokens:.3f} of tokens {norms:.3f} of gradient norms"
+    (c3po,) = rows(comparison, "algo=c3po")
+    assert c3po[7] == "6,144 at every step"
+
+
+def test_a_comparison_says_once_what_holds_for_all_runs_of_a_setting(comparison):
+    text = Outline(comparison).sentences
+    assert "algo=c3po: Every one of the 36 steps of 3 runs trained exactly 6,144 response tokens, its budget." in text
+    assert "algo=grpo: No exact token budget by choice: its 36 steps of 3 runs trained from" in text
+    assert text.count("The ledger balanced after every step") == 2
+
+
+def test_a_comparison_names_the_run_that_broke_a_promise(tmp_path, sweep):
+    broken = tmp_path / "broken"
+    shutil.copytree(sweep / "algo=c3po,seed=0", broken)
+    first, *others = (broken / "metrics.jsonl").read_text().splitlines()
+    (broken / "metrics.jsonl").write_text(
+        "\n".join([first.replace('"ledger/queued": ', '"ledger/queued": 1'), *others])
+    )
+    text = Outline(report(tmp_path, broken, sweep / "algo=c3po,seed=1")).sentences
+    assert "broken: The ledger did not balance after 1 of 12 steps" in text
+    assert "seed=1: The ledger balanced after every step" in text
+
+
+def test_a_comparison_shows_where_the_configurations_differ(comparison):
+    text = Outline(comparison).sentences
+    assert "algo.aggregation budget response" in text
+    assert "algo.selection tokens groups" in text
+    assert "algo.objective" not in text[text.index("Where the configurations differ") : text.index("Configuration of")]
+
+
+def test_a_page_of_six_long_runs_stays_small(tmp_path):
+    page = report(tmp_path, write_sweep(tmp_path / "sweep", steps=300))
+    assert len(page.encode()) < 1_500_000
+
+
+def test_runs_that_can_not_be_shown_are_named(tmp_path, sweep):
+    shutil.copytree(sweep / "algo=c3po,seed=0", tmp_path / "sweep" / "seed=0")
+    for seed, content in enumerate((None, "", "{oops"), 1):
+        failed = tmp_path / "sweep" / f"seed={seed}"
+        failed.mkdir()
+        (failed / "config.yaml").write_text("seed: 1\n")
+        if content is not None:
+            (failed / "metrics.jsonl").write_text(content)
+    (tmp_path / "sweep" / "notes").mkdir()
+    text = Outline(report(tmp_path, tmp_path / "sweep")).sentences
+    assert "seed=1 is not shown: there is no metrics.jsonl" in text
+    assert "seed=2 is not shown: metrics.jsonl is empty: the run has not finished its first step." in text
+    assert "seed=3 is not shown: metrics.jsonl:1 is not JSON" in text
+    assert "notes" not in text
+
+
+def test_a_run_named_twice_counts_once(sweep):
+    runs, _ = read_runs([sweep, sweep / "algo=c3po,seed=0"])
+    assert len(runs) == 6
+
+
+def test_an_unfinished_run_is_compared_as_far_as_it_went(tmp_path, sweep):
+    for seed in (0, 1):
+        shutil.copytree(sweep / f"algo=c3po,seed={seed}", tmp_path / f"seed={seed}")
+    (tmp_path / "seed=1" / "summary.json").unlink()
+    lines = (tmp_path / "seed=1" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "seed=1" / "metrics.jsonl").write_text("".join(lines[:5]))
+    page = report(tmp_path, tmp_path / "seed=0", tmp_path / "seed=1")
+    assert "seed=1: No summary.json: the run is unfinished" in Outline(page).sentences
+    (setting,) = rows(page, "algo=c3po")
+    assert setting[1:3] == ["0, 1", "5 to 12"]
+    assert setting[5].endswith("512 prompts")
+
+
+def test_a_run_of_a_version_with_fewer_metrics_can_be_shown(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().replace("policy/entropy", "policy/old"))
+    assert "Entropy" in Outline(report(tmp_path, run)).titles
 
 
 def test_what_the_user_named_is_escaped(tmp_path):
@@ -134,25 +248,26 @@ def test_what_the_user_named_is_escaped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("file", "content", "message"),
     [
-        (None, r"run has no metrics\.jsonl"),
-        ("", r"metrics\.jsonl is empty"),
-        ("{oops\n", r"metrics\.jsonl:1 is not JSON"),
-        ("[1]\n", r"metrics\.jsonl:1 is not a JSON object"),
-        ('{"step": 1}\n', r"metrics\.jsonl:1 lacks c3po/carried_tokens"),
+        ("notes.txt", "", r"run: there is no metrics\.jsonl"),
+        ("metrics.jsonl", "", r"run: metrics\.jsonl is empty"),
+        ("metrics.jsonl", "{oops\n", r"metrics\.jsonl:1 is not JSON"),
+        ("metrics.jsonl", "[1]\n", r"metrics\.jsonl:1 is not a JSON object"),
+        ("metrics.jsonl", '{"step": 1}\n', r"metrics\.jsonl:1 lacks c3po/token_budget, c3po/trained_tokens"),
+        ("summary.json", "{}", r"summary\.json lacks accuracy, wall_seconds"),
+        ("config.yaml", "a: [", r"config\.yaml can't be read"),
+        ("config.yaml", "- a", r"config\.yaml is not a mapping"),
     ],
 )
-def test_a_directory_that_is_not_a_run_is_refused(tmp_path, content, message):
-    (tmp_path / "run").mkdir()
-    if content is not None:
-        (tmp_path / "run" / "metrics.jsonl").write_text(content)
+def test_a_directory_that_is_not_a_run_is_refused(tmp_path, run, file, content, message):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    if file in ("summary.json", "config.yaml"):
+        shutil.copy(run / "metrics.jsonl", directory)
+    (directory / file).write_text(content)
     with pytest.raises(ReportError, match=message):
-        report(tmp_path, tmp_path / "run")
-
-
-def test_moving_mean():
-    np.testing.assert_allclose(moving_mean(np.array([1.0, 2.0, 3.0, 4.0]), 2), [1.0, 1.5, 2.5, 3.5])
+        report(tmp_path, directory)
 
 
 @pytest.fixture
@@ -176,6 +291,7 @@ def test_job_writes_into_the_run_directory_unless_told_otherwise(tmp_path, run_j
 
 
 def test_job_says_what_is_wrong(tmp_path, run_job, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        run_job(str(tmp_path))
-    assert "has no metrics.jsonl" in capsys.readouterr().err
+    for path, message in ((tmp_path, "there is no metrics.jsonl"), (tmp_path / "typo", "typo is not a directory")):
+        with pytest.raises(SystemExit, match="2"):
+            run_job(str(path))
+        assert message in capsys.readouterr().err
