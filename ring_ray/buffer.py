@@ -38,7 +38,7 @@ import numpy as np
 from ring_ray.algo.advantage import group_advantages
 from ring_ray.algo.budget import Segments, Selection, select, staleness_sum, without_stale
 from ring_ray.config import AlgoConfig
-from ring_ray.types import BatchSummary, FloatArray, Ledger, Reward, Rollout, Segment, TokenBatch
+from ring_ray.types import BatchSummary, DomainReward, FloatArray, Ledger, Reward, Rollout, Segment, TokenBatch
 
 Place: TypeAlias = Literal["waiting", "queued", "trained", "filtered", "evicted", "dropped"]
 
@@ -51,7 +51,7 @@ class BufferNotReadyError(RuntimeError):
 class Window:
     """What happened since the last batch; lengths are response tokens."""
 
-    rewards: list[float] = field(default_factory=list)
+    rewards: dict[str, list[Reward]] = field(default_factory=dict)  # by domain
     response_lengths: list[int] = field(default_factory=list)
     lost_response_lengths: list[int] = field(default_factory=list)  # one entry each time that a response lost tokens
     truncated: list[bool] = field(default_factory=list)  # per response
@@ -136,7 +136,7 @@ class RolloutBuffer:
         advantages_K = group_advantages(scores, self._algo.advantage_epsilon)
         del self._waiting[prompt_index]
         zero_advantage = not advantages_K.any()
-        self._window.rewards.extend(scores)
+        self._window.rewards.setdefault(rollout.prompt.domain, []).extend(rewards)
         self._window.zero_advantage.append(zero_advantage)
         if zero_advantage and self._algo.filter_zero_advantage:
             self._move(tokens, "waiting", "filtered")
@@ -270,13 +270,15 @@ class RolloutBuffer:
     def _summary(self, selection: Selection, window: Window) -> BatchSummary:
         taken = selection.taken
         trained_tokens = sum(map(len, taken))
+        scores = [reward.score for rewards in window.rewards.values() for reward in rewards]
         return BatchSummary(
             trained_tokens=trained_tokens,
             carried_tokens=selection.tail_tokens if self._algo.carry else 0,
             segments=len(taken),
             groups=len({segment.prompt_index for segment in taken}),
-            reward_mean=_mean(window.rewards),
-            reward_std=float(np.std(window.rewards)),
+            reward_mean=_mean(scores),
+            reward_std=float(np.std(scores)),
+            domains={domain: DomainReward.of(rewards) for domain, rewards in window.rewards.items()},
             response_length_mean=_mean(window.response_lengths),
             trained_response_length_mean=_mean([len(segment.sequence) for segment in taken]),
             lost_response_length_mean=_mean(window.lost_response_lengths),

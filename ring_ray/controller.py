@@ -2,18 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
 from ring_ray.config import RunConfig
-from ring_ray.roles import PolicyRole, ReferenceRole
+from ring_ray.roles import PolicyRole, ReferenceRole, RewardRole
 from ring_ray.stream import RolloutStream
-from ring_ray.types import StepMetrics
+from ring_ray.types import RolloutSample, StepMetrics
 
 
 class StepLog(Protocol):
     def log(self, metrics: StepMetrics) -> None: ...
+
+    def rollouts(self, step: int, samples: Sequence[RolloutSample]) -> None: ...
 
 
 class MemoryMeter(Protocol):
@@ -31,15 +33,18 @@ class Controller:
         stream: RolloutStream,
         policy: PolicyRole,
         reference: ReferenceRole | None,
+        reward: RewardRole,
         meters: Mapping[str, MemoryMeter],
         tracker: StepLog,
     ) -> None:
         """``meters`` are read at the end of each phase; none where phases overlap and a figure would say nothing."""
         self._config, self._meters = config, meters
-        self._stream, self._policy, self._reference, self._tracker = stream, policy, reference, tracker
+        self._stream, self._policy, self._reference, self._reward = stream, policy, reference, reward
+        self._tracker = tracker
 
     async def run(self) -> None:
         """Train for ``train.steps`` optimizer steps, each followed by a weight sync to policy version ``step``."""
+        await self._reward.samples()  # what evaluations left belongs to no step
         async with self._stream as stream:
             generated = 0
             for step in range(1, self._config.train.steps + 1):
@@ -67,6 +72,7 @@ class Controller:
                         generated_tokens=ledger.generated - generated,
                     )
                 )
+                self._tracker.rollouts(step, await self._reward.samples())
                 generated = ledger.generated
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from ring_ray.actors.cluster import ray_session, spawned
+from ring_ray.actors.gauges import RayGauges
+from ring_ray.actors.job import check_outlives_job
 from ring_ray.actors.placement import PlacementError
 from ring_ray.config import ConfigError, DataConfig, RunConfig
 from ring_ray.data.demonstrations import demonstrations
@@ -28,12 +30,14 @@ USER_ERRORS = (ConfigError, DataError, PlacementError, StarvedError)
 """Mistakes that the user can mend: their message says how, a stack trace would only hide it."""
 
 
-def launch(config: RunConfig) -> None:
+def launch(config: RunConfig) -> float:
     """Run ``config`` and leave metrics.jsonl, summary.json, report.html and the models in ``config.run_dir``.
 
+    Returns the accuracy on held-out prompts after RL.
     Everything that can be refused is refused before an actor starts. Raises one of `USER_ERRORS` for that.
     """
     run_dir = Path(config.run_dir)
+    check_outlives_job(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if config.sync.directory is not None:
         config.sync.directory = str(Path(config.sync.directory).absolute())  # actors work elsewhere
@@ -53,13 +57,15 @@ def launch(config: RunConfig) -> None:
     report.unlink(missing_ok=True)  # this and the models may be an earlier run's
     for stage in Stages.MODELS:
         shutil.rmtree(run_dir / stage, ignore_errors=True)
-    with Tracker(config) as tracker:
+    with Tracker(config, sinks=[RayGauges(run_dir.name)]) as tracker:
         tracker.stage(f"starting Ray, vLLM and DeepSpeed; everything is written to {run_dir}")
         try:
             with ray_session(config.cluster):
                 accuracies = asyncio.run(_go_through_stages(config, model_path, prompts, course, tracker))
             intervals = {stage: AccuracyInterval.of(seen.correct, seen.n) for stage, seen in accuracies.items()}
             tracker.stage(tracker.summary(intervals).sentence)
+            tracker.models(run_dir / name for name in Stages.MODELS if (run_dir / name).is_dir())
+            return intervals["rl"].value
         finally:
             if tracker.steps:  # a run that was interrupted has something to show, too
                 write_report([run_dir], report)

@@ -1,9 +1,11 @@
 """What a step and a run report, in numbers.
 
-`METRICS` is the one list of what a step reports. Its names are a contract: metrics.jsonl, W&B and the report use them.
+`METRICS` and `FAMILIES` are the one list of what a step reports. The names are a contract: metrics.jsonl, W&B, Ray's
+gauges, the report and docs/metrics.md use them.
 """
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,14 @@ class Metric(NamedTuple):
     unit: str  # "1" for pure numbers
     meaning: str
     read: Callable[[StepMetrics], float]
+
+
+class Family(NamedTuple):
+    """Metrics whose names are known only when the run goes on: ``<word>`` stands for a part of the name."""
+
+    name: str
+    unit: str
+    meaning: str
 
 
 METRICS = (
@@ -72,16 +82,38 @@ METRICS = (
     Metric("perf/generated_tokens_per_second", "tokens/s", "sampled", lambda m: m.generated_tokens / m.step_seconds),
 )
 
+FAMILIES = (
+    Family("reward/<domain>/mean", "1", "the rewards of reward/mean, by their prompts' domain"),
+    Family("reward/<domain>/accuracy", "1", "share of the same responses that are correct"),
+    Family("perf/<phase>_seconds", "s", "wall time of a phase of the step: wait, reference, update, sync"),
+    Family("memory/<phase>/<role>_gib", "GiB", "held at the end of a phase by a role, on a GPU by all; only by turns"),
+    Family("sys/cpu_percent", "%", "of all cores of the controller's node, since the last step"),
+    Family("sys/memory_used_gib", "GiB", "of the same node, by everyone"),
+    Family("sys/gpu<index>_memory_used_gib", "GiB", "of each GPU of the same node, by everyone"),
+)
+
+NOTES = (
+    Family("sft/step", "steps", "optimizer steps of the cold start so far"),
+    Family("sft/loss", "nats/token", "of the demonstrations, over their response tokens"),
+    Family("sft/entropy", "nats/token", "of the policy, over the same tokens"),
+    Family("sft/accuracy", "1", "on the probe's prompts, where the step ends with a probe"),
+    Family("accuracy/<stage>", "1", "on held-out prompts, after a stage: base, sft, rl"),
+)
+"""What is reported outside the steps: not in metrics.jsonl."""
+
+
+def gauge_name(name: str) -> str:
+    """A metric's name in Ray's metrics, which has lower-case names only and serves them with "ray_" in front."""
+    return "ring_ray_" + re.sub(r"[^a-z0-9]+", "_", name.lower())
+
 
 def flatten(metrics: StepMetrics) -> dict[str, float]:
-    """A step's numbers by name.
-
-    `METRICS`, then perf/<phase>_seconds for each phase of the step (wait, reference, update, sync) and, where the roles
-    take turns, memory/<phase>/<role>_gib, held at the end of the phase by the role, or on a GPU by all on the device.
-    """
+    """A step's numbers by name: `METRICS`, and those of `FAMILIES` that the step measured."""
     values = {metric.name: metric.read(metrics) for metric in METRICS}
-    seconds = {f"perf/{phase}_seconds": seconds for phase, seconds in metrics.phase_seconds.items()}
-    return values | seconds | {f"memory/{name}_gib": held / 2**30 for name, held in metrics.memory_bytes.items()}
+    for domain, reward in metrics.batch.domains.items():
+        values |= {f"reward/{domain}/mean": reward.mean, f"reward/{domain}/accuracy": reward.accuracy}
+    values |= {f"perf/{phase}_seconds": seconds for phase, seconds in metrics.phase_seconds.items()}
+    return values | {f"memory/{name}_gib": held / 2**30 for name, held in metrics.memory_bytes.items()}
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NewType, Protocol
 
 from ring_ray.config import AlgoConfig, TrainConfig
-from ring_ray.types import BatchSummary, Ledger, Reward, RolloutStatus, UpdateMetrics
+from ring_ray.types import BatchSummary, Ledger, Reward, RolloutSample, RolloutStatus, UpdateMetrics
 
 RolloutRef = NewType("RolloutRef", object)  # to a Rollout
 BatchRef = NewType("BatchRef", object)  # to a TokenBatch
@@ -58,6 +58,9 @@ class RolloutRole(Protocol):
 class RewardRole(Protocol):
     async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
         """One reward for each of the K responses."""
+
+    async def samples(self) -> tuple[RolloutSample, ...]:
+        """Some of the responses that were scored since the last call, each as likely as any other."""
 
 
 class BufferRole(Protocol):

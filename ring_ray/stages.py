@@ -138,6 +138,7 @@ class Stages:
             stream=self._stream,
             policy=roles.policy,
             reference=roles.reference,
+            reward=roles.reward,
             meters=self._meters() if config.cluster.take_turns else {},
             tracker=self._tracker,
         )

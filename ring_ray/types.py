@@ -118,6 +118,26 @@ class Reward:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSample:
+    """One response and its reward, in text, for people to read."""
+
+    prompt_index: int
+    domain: str
+    prompt: str
+    response: str
+    reward: Reward
+    tokens: int  # of the response
+    first_version: int  # policy versions that its first and its last token were sampled under
+    last_version: int
+    truncated: bool  # ended by the length limit
+
+    @property
+    def carried(self) -> bool:
+        """Whether it was interrupted by a weight sync and went on under new weights."""
+        return self.first_version != self.last_version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """The half-open span [start, stop) of a finished response that is to be trained.
 
@@ -148,6 +168,21 @@ class TokenBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DomainReward:
+    """What the responses to one domain's prompts earned."""
+
+    mean: float
+    accuracy: float  # share of the responses that are correct
+
+    @staticmethod
+    def of(rewards: list[Reward]) -> "DomainReward":
+        correct = sum(reward.verdict is Verdict.CORRECT for reward in rewards)
+        return DomainReward(
+            mean=sum(reward.score for reward in rewards) / len(rewards), accuracy=correct / len(rewards)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSummary:
     """A `TokenBatch` in numbers: what the controller sees of it. Lengths are response tokens."""
 
@@ -157,6 +192,7 @@ class BatchSummary:
     groups: int
     reward_mean: float  # over the groups that were scored since the last batch, or if none was, before it
     reward_std: float
+    domains: dict[str, DomainReward]  # the same rewards, by the prompts' domain
     response_length_mean: float  # over the responses that completed since the last batch, or if none did, before it
     trained_response_length_mean: float  # over the responses in this batch: far from the line above means a length bias
     lost_response_length_mean: float  # over those that lost tokens to eviction or a drop; nan where none did

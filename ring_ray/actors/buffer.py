@@ -7,13 +7,14 @@ from ray import ObjectRef
 from ray.actor import ActorProxy
 
 from ring_ray.actors.calls import two_refs
+from ring_ray.actors.names import Named
 from ring_ray.buffer import RolloutBuffer
 from ring_ray.config import AlgoConfig
 from ring_ray.roles import BatchRef, BufferStatus, RolloutRef
 from ring_ray.types import BatchSummary, Ledger, Reward, Rollout, TokenBatch
 
 
-class BufferWorker:
+class BufferWorker(Named):
     def __init__(self, algo: AlgoConfig, seed: int) -> None:
         self._buffer = RolloutBuffer(algo, seed)
         self._revision = 0

@@ -4,22 +4,24 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import ray
+from ray._private import ray_constants
 from ray.actor import ActorProxy
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ring_ray.actors.buffer import BufferHandle, BufferWorker
+from ring_ray.actors.job import end_on_sigterm, submitted_variables
 from ring_ray.actors.placement import Plan, placed, plan
 from ring_ray.actors.policy import PolicyGang, PolicyWorker
 from ring_ray.actors.reference import ReferencePool, ReferenceWorker
 from ring_ray.actors.reward import RewardPool, RewardWorker
 from ring_ray.actors.rollout import RolloutPool, RolloutWorker
-from ring_ray.config import ClusterConfig, RoleResources, RunConfig
+from ring_ray.config import ClusterConfig, ConfigError, RoleResources, RunConfig
 from ring_ray.roles import Roles
 
 logger = logging.getLogger(__name__)
@@ -29,30 +31,48 @@ T = TypeVar("T")
 CLOSE_SECONDS = 20
 # One thread an actor that has no cores of its own: on shared cores, two such processes outrun one of two.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "ERROR"}
+# Before their numbers, for the Ray dashboard; the namespace is the run's own, so that two runs don't collide.
+NAMES = {"policy": "policy rank", "rollout": "rollout engine", "reward": "reward worker"}
 MAX_CALLS = 100_000  # in progress in one rollout worker: an interruption must never queue behind what it interrupts
 
 
 @contextmanager
 def ray_session(cluster: ClusterConfig) -> Iterator[None]:
-    """Connect to ``cluster.address`` (or RAY_ADDRESS), else start Ray on this machine; shut down at the end."""
-    environment = {"env_vars": WORKER_ENVIRONMENT}
-    if cluster.address or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=cluster.address, runtime_env=environment, log_to_driver=False)
+    """Connect to ``cluster.address`` (or RAY_ADDRESS), else `start_ray`; shut down at the end.
+
+    Raises `ConfigError` where no cluster answers, or where it wants another token.
+    """
+    submitted = submitted_variables()  # they win, and Ray refuses a variable that is set twice
+    variables = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in submitted}
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, runtime_env={"env_vars": variables}, log_to_driver=False)
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise ConfigError(f"no Ray cluster at cluster.address={address} (or RAY_ADDRESS): {error}") from error
     else:
-        # Ray listens on every interface and asks callers for a token. A secret of this process, which its workers
-        # inherit, is one that nobody else knows and that leaves no file behind.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        ray.init(
-            address="local",  # never a cluster that happens to run here
-            include_dashboard=False,
-            runtime_env=environment,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        start_ray(variables)
+    end_on_sigterm()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def start_ray(variables: Mapping[str, str]) -> None:
+    """Start Ray on this machine, on loopback only, without a dashboard; ``variables`` are its workers' environment."""
+    # Otherwise Ray takes the address of an interface, even for 127.0.0.1, and listens on all of them.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    # Asking for a token is Ray's default here, unless RAY_AUTH_MODE=disabled. A secret of this process, which its
+    # workers inherit, is one that nobody else knows and that leaves no file behind.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",  # never a cluster that happens to run here
+        include_dashboard=False,
+        runtime_env={"env_vars": dict(variables)},
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 @asynccontextmanager
@@ -96,7 +116,7 @@ class Crew:
         self.roles = Roles(
             policy=PolicyGang(policy),
             rollout=self._rollout,
-            reward=RewardPool(reward),
+            reward=RewardPool(reward, samples=config.tracking.sampled_rollouts, seed=config.seed),
             buffer=BufferHandle(buffer),
             reference=ReferencePool(reference) if reference else None,
         )
@@ -114,7 +134,8 @@ class Crew:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=bundle
             )
-            actors.append(ray.remote(worker).options(name=f"{role}-{index}", **options).remote(*arguments(index)))
+            name = f"{NAMES.get(role, role)} {index}"
+            actors.append(ray.remote(worker).options(name=name, **options).remote(*arguments(index)))
             self._actors.append(actors[-1])  # at once, so that none is left behind if the next can't be made
         return actors
 

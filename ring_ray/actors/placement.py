@@ -5,7 +5,7 @@ they have the same device. Without, each has a bundle of its own. The buffer and
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -22,11 +22,29 @@ class PlacementError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
+    """An amount of cores and GPUs on one node: what workers ask for, or what the node has."""
+
     cpus: float
     gpus: float
 
+    @classmethod
+    def of(cls, resources: Mapping[str, float]) -> "Bundle":
+        """From amounts by Ray's names."""
+        return cls(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
     def resources(self) -> dict[str, float]:
         return {name: amount for name, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount > 0}
+
+    def __add__(self, other: "Bundle") -> "Bundle":
+        return Bundle(self.cpus + other.cpus, self.gpus + other.gpus)
+
+    def __sub__(self, other: "Bundle") -> "Bundle":
+        return Bundle(self.cpus - other.cpus, self.gpus - other.gpus)
+
+    def fits(self, node: "Bundle") -> bool:
+        left = node - self
+        # Ray counts resources in ten-thousandths; compare in the same unit, or 0.1 + 0.2 would not fit into 0.3
+        return round(left.cpus, 4) >= 0 and round(left.gpus, 4) >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +82,27 @@ def plan(cluster: ClusterConfig, *, with_reference: bool) -> Plan:
     return Plan(bundles, places, table)
 
 
-def check(asked: Plan, nodes: list[dict[str, float]]) -> None:
+def first_fit(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> tuple[Bundle, ...] | None:
+    """What is left of ``nodes`` when each bundle, the largest first, takes its part of the first that has room for it.
+
+    None where one of them finds no room.
+    """
+    left = list(nodes)
+    for bundle in sorted(bundles, key=lambda bundle: (bundle.gpus, bundle.cpus), reverse=True):
+        index = next((index for index, node in enumerate(left) if bundle.fits(node)), None)
+        if index is None:
+            return None
+        left[index] -= bundle
+    return tuple(left)
+
+
+def check(asked: Plan, nodes: Sequence[Mapping[str, float]]) -> None:
     """Raise `PlacementError`, with a table of asked and available, unless every bundle finds a node (first fit)."""
-    left = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes]
-    for bundle in sorted(asked.bundles, key=lambda bundle: (bundle.gpus, bundle.cpus), reverse=True):
-        # Ray counts resources in ten-thousandths; compare in the same unit, or 0.1 + 0.2 would not fit into 0.3
-        fits = [
-            i
-            for i, (cpus, gpus) in enumerate(left)
-            if round(cpus - bundle.cpus, 4) >= 0 and round(gpus - bundle.gpus, 4) >= 0
-        ]
-        if not fits:
-            raise PlacementError(_explain(asked, nodes))
-        cpus, gpus = left[fits[0]]
-        left[fits[0]] = (cpus - bundle.cpus, gpus - bundle.gpus)
+    if first_fit(asked.bundles, [Bundle.of(node) for node in nodes]) is None:
+        raise PlacementError(_explain(asked, nodes))
 
 
-def _explain(asked: Plan, nodes: list[dict[str, float]]) -> str:
+def _explain(asked: Plan, nodes: Sequence[Mapping[str, float]]) -> str:
     lines = ["the cluster can't hold this run", asked.table, "             asked  available"]
     for name, amounts in (
         ("CPU", [bundle.cpus for bundle in asked.bundles]),

@@ -12,6 +12,7 @@ from ray.actor import ActorProxy
 
 from ring_ray.actors.calls import two_refs
 from ring_ray.actors.memory import held_bytes
+from ring_ray.actors.names import Named
 from ring_ray.config import AlgoConfig, Device, RunConfig, TrainConfig
 from ring_ray.engines.deepspeed import DeepSpeedEngine
 from ring_ray.engines.weights import Parcel, Transport, checksum, make_transport, parcels
@@ -19,7 +20,7 @@ from ring_ray.roles import BatchRef, LogprobsRef, ParcelRef
 from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics
 
 
-class PolicyWorker:
+class PolicyWorker(Named):
     """One rank."""
 
     def __init__(self, config: RunConfig, device: Device, rank: int) -> None:

@@ -9,13 +9,14 @@ from ray.actor import ActorProxy
 
 from ring_ray.actors.calls import two_refs
 from ring_ray.actors.memory import held_bytes
+from ring_ray.actors.names import Named
 from ring_ray.config import Device, RunConfig
 from ring_ray.engines.hf import ReferenceModel
 from ring_ray.roles import BatchRef, LogprobsRef
 from ring_ray.types import FloatArray, TokenBatch
 
 
-class ReferenceWorker:
+class ReferenceWorker(Named):
     """One of several that share each batch."""
 
     def __init__(self, config: RunConfig, device: Device, rank: int) -> None:

@@ -9,6 +9,7 @@ from ray.actor import ActorProxy
 
 from ring_ray.actors.calls import LeastLoaded, two_refs
 from ring_ray.actors.memory import held_bytes
+from ring_ray.actors.names import Named
 from ring_ray.config import Device, RunConfig
 from ring_ray.engines.base import RolloutEngine
 from ring_ray.engines.weights import Parcel
@@ -16,7 +17,7 @@ from ring_ray.roles import ParcelRef, RolloutRef
 from ring_ray.types import Prompt, Rollout, RolloutStatus, Sequence
 
 
-class RolloutWorker:
+class RolloutWorker(Named):
     """One engine in one Ray actor."""
 
     def __init__(self, model_path: str, config: RunConfig, device: Device, seed: int) -> None:

@@ -5,7 +5,7 @@ by hand. Values are checked where they are defined, so a bad one is refused befo
 """
 
 from ring_ray.config.algo import AlgoConfig
-from ring_ray.config.check import ConfigError, require, require_one_of
+from ring_ray.config.check import ConfigError, did_you_mean, require, require_one_of
 from ring_ray.config.cluster import ClusterConfig, Device, RoleResources
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
 from ring_ray.config.run import DataConfig, EvaluationConfig, RewardConfig, RunConfig, SftConfig, TrackingConfig
@@ -26,6 +26,7 @@ __all__ = [
     "SyncConfig",
     "TrackingConfig",
     "TrainConfig",
+    "did_you_mean",
     "require",
     "require_one_of",
 ]

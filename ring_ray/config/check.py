@@ -1,4 +1,7 @@
-"""How a value is refused."""
+"""How a value is refused, or a name that does not exist."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class ConfigError(ValueError):
@@ -12,3 +15,9 @@ def require(condition: bool, key: str, value: object, expected: str) -> None:
 
 def require_one_of(choices: tuple[str, ...], key: str, value: str) -> None:
     require(value in choices, key, value, f"must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message that refuses ``name``: the names most like it, or nothing where none is."""
+    near = get_close_matches(name, known)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

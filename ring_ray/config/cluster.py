@@ -1,9 +1,10 @@
 """Where the roles run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ring_ray.config.check import require
+from ring_ray.config.keys import key
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 
@@ -12,26 +13,30 @@ Device: TypeAlias = Literal["cpu", "cuda"]
 class RoleResources:
     """Actors of one role and what each may use of the cluster; fractions share a core or a GPU."""
 
-    workers: int = 1  # processes: ranks of the policy, engines of the rollout, the pool of the reward
-    cpus: float = 0.25
-    gpus: float = 0.0
+    workers: int = key(1, "Actors of this role.")
+    cpus: float = key(0.25, "Cores that Ray sets aside for each; from 2 on, also its threads.")
+    gpus: float = key(0.0, "GPUs that Ray sets aside for each; above 0 for policy and rollout, or for neither.")
 
 
 @dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     """Where the actors run."""
 
-    name: str = "local"
-    address: str | None = None  # of a running Ray cluster; null starts one on this machine
-    overlap: bool = True  # generation goes on while the policy trains; false interrupts it
-    colocate: bool = True  # policy rank i, reference i and engine i share bundle i; false gives each its own
-    take_turns: bool = False  # whoever is not at work gives its memory back; needs overlap=false
-    placement_timeout_seconds: float = 60.0
-    policy: RoleResources = field(default_factory=lambda: RoleResources(cpus=0.5))
-    reference: RoleResources = field(default_factory=RoleResources)
-    rollout: RoleResources = field(default_factory=lambda: RoleResources(cpus=0.5))
-    reward: RoleResources = field(default_factory=RoleResources)
-    buffer: RoleResources = field(default_factory=RoleResources)
+    name: str = key("local", "Name of the chosen file of conf/cluster.")
+    address: str | None = key(
+        None, "Address of a running Ray cluster; null is RAY_ADDRESS, else one of its own on this machine."
+    )
+    overlap: bool = key(True, "Generation goes on while the policy trains; false interrupts it.")
+    colocate: bool = key(True, "Policy rank i, reference i and engine i share bundle i; false gives each its own.")
+    take_turns: bool = key(False, "Whoever is not at work gives its memory back; needs overlap=false.")
+    placement_timeout_seconds: float = key(60.0, "Seconds to wait for what the roles ask for on a busy cluster.")
+    policy: RoleResources = key(RoleResources(cpus=0.5), "Ranks that train the policy (DeepSpeed).")
+    reference: RoleResources = key(
+        RoleResources(), "The reference policy; spawned where algo.kl_coefficient is above 0."
+    )
+    rollout: RoleResources = key(RoleResources(cpus=0.5), "Engines that generate (vLLM).")
+    reward: RoleResources = key(RoleResources(), "The pool of processes that verify responses.")
+    buffer: RoleResources = key(RoleResources(), "The rollout buffer and its ledger: one actor.")
 
     def __post_init__(self) -> None:
         for role in ("policy", "reference", "rollout", "reward", "buffer"):

@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 
 from ring_ray.config.check import require, require_one_of
+from ring_ray.config.keys import key
 
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
     """What is trained."""
 
-    path: str | None = None  # Hugging Face model directory or hub name; null makes the tiny MoE of the quickstart
-    dtype: str = "float32"  # float32 or bfloat16
-    trust_remote_code: bool = False
+    path: str | None = key(None, "Hugging Face model directory or hub name; null makes the tiny MoE of the quickstart.")
+    dtype: str = key("float32", "Of weights and activations: `float32` or `bfloat16`.")
+    trust_remote_code: bool = key(False, "Run Python code that comes with the model.")
 
     def __post_init__(self) -> None:
         require_one_of(("float32", "bfloat16"), "model.dtype", self.dtype)
@@ -21,22 +22,25 @@ class ModelConfig:
 class RolloutConfig:
     """How responses are sampled (vLLM)."""
 
-    max_prompt_tokens: int = 64
-    max_response_tokens: int = 64
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_sequences: int = 128  # that one engine decodes at a time
-    max_batched_tokens: int = 2048  # prompt and response tokens of one engine step
-    kv_cache_mib: int = 64  # on a CPU; a GPU takes gpu_memory_fraction
-    gpu_memory_fraction: float = 0.4
-    tensor_parallel: int = 1  # processes, and GPUs, that share one engine
-    keep_cache: bool = False  # after a weight update resume from the keys and values of the old weights, as far as the
-    # same engine goes on, rather than compute them again
+    max_prompt_tokens: int = key(64, "Tokens of the longest prompt, chat template included.")
+    max_response_tokens: int = key(64, "Tokens after which a response is truncated.")
+    temperature: float = key(1.0, "Sampling temperature, above 0.")
+    top_p: float = key(1.0, "Nucleus of sampling; must be 1, since ratios compare whole distributions.")
+    max_sequences: int = key(128, "Responses that one engine decodes at a time.")
+    max_batched_tokens: int = key(2048, "Prompt and response tokens of one engine step; at least max_sequences.")
+    kv_cache_mib: int = key(64, "MiB of keys and values per engine on a CPU; a GPU takes gpu_memory_fraction.")
+    gpu_memory_fraction: float = key(0.4, "Share of a GPU's memory for the engine: weights, work and cache.")
+    tensor_parallel: int = key(1, "Processes, and GPUs, that share one engine.")
+    keep_cache: bool = key(
+        False,
+        "After a weight update resume from the keys and values of the old weights, as far as the same engine goes on, "
+        "rather than compute them again.",
+    )
 
     def __post_init__(self) -> None:
         counts = ("max_prompt_tokens", "max_response_tokens", "max_sequences", "max_batched_tokens", "kv_cache_mib")
-        for key in (*counts, "tensor_parallel"):
-            require(getattr(self, key) > 0, f"rollout.{key}", getattr(self, key), "must be at least 1")
+        for name in (*counts, "tensor_parallel"):
+            require(getattr(self, name) > 0, f"rollout.{name}", getattr(self, name), "must be at least 1")
         require(self.temperature > 0, "rollout.temperature", self.temperature, "must be above 0")
         require(0 < self.top_p <= 1, "rollout.top_p", self.top_p, "must be in (0, 1]")
         require(
@@ -57,18 +61,25 @@ class RolloutConfig:
 class TrainConfig:
     """How the policy is updated (DeepSpeed)."""
 
-    steps: int = 100
-    learning_rate: float = 1e-4
-    warmup_steps: int = 5
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    zero_stage: int = 1
-    micro_batch_tokens: int = 2048  # tokens of one micro-batch, padding included
-    packing: str = "auto"  # "varlen": rows end to end without padding; "padded": rows of similar length side by side;
-    # "auto": varlen where the model's attention can be told where rows end
-    activation_checkpointing: bool = False  # keep only each layer's input, compute the rest again on the way back
-    offload_optimizer: bool = False  # master weights and Adam's moments stay in host memory
-    offload_parameters: bool = False  # so do the shards of the parameters; needs zero_stage=3
+    steps: int = key(100, "Optimizer steps of the run, and so weight syncs.")
+    learning_rate: float = key(1e-4, "AdamW's, after warm-up constant.")
+    warmup_steps: int = key(5, "Steps over which the learning rate rises linearly.")
+    weight_decay: float = key(0.0, "AdamW's, decoupled from the gradient.")
+    max_grad_norm: float = key(1.0, "Gradients with a larger L2 norm are scaled down to this.")
+    zero_stage: int = key(
+        1, "ZeRO shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients as well, 3 parameters as well."
+    )
+    micro_batch_tokens: int = key(2048, "Tokens of one micro-batch on a rank, padding included.")
+    packing: str = key(
+        "auto",
+        "Rows of a micro-batch: `varlen` (end to end without padding), `padded` (rows of similar length side by side) "
+        "or `auto` (varlen where the model's attention can be told where rows end).",
+    )
+    activation_checkpointing: bool = key(
+        False, "Keep only each layer's input and compute the rest again on the way back: less memory, more time."
+    )
+    offload_optimizer: bool = key(False, "Master weights and Adam's moments stay in host memory; needs zero_stage > 0.")
+    offload_parameters: bool = key(False, "The shards of the parameters stay in host memory; needs zero_stage=3.")
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "train.steps", self.steps, "must be at least 1")
@@ -96,11 +107,16 @@ class TrainConfig:
 class SyncConfig:
     """How new weights travel from the policy to the rollout engines, a bucket at a time."""
 
-    transport: str = "auto"  # "object_store"; "ipc": memory that policy rank i and engine i of one GPU (or host) share;
-    # "broadcast": NCCL between GPUs, gloo between CPUs; "disk"; "auto": what fits the cluster
-    bucket_mib: int = 256  # what a transfer holds on top of the weights; a larger tensor goes alone
-    directory: str | None = None  # for transport=disk, seen by every node; null is the run's directory
-    verify_weights: bool = False  # after each transfer compare a checksum of every tensor on both sides
+    transport: str = key(
+        "auto",
+        "`object_store` (Ray's), `ipc` (memory that policy rank i and engine i of one GPU or host share), `broadcast` "
+        "(NCCL between GPUs, gloo between CPUs), `disk` or `auto` (what fits the cluster).",
+    )
+    bucket_mib: int = key(256, "MiB that a transfer holds on top of the weights; a larger tensor goes alone.")
+    directory: str | None = key(
+        None, "For transport=disk, a directory that every node sees; null is the run's directory."
+    )
+    verify_weights: bool = key(False, "After each transfer compare a checksum of every tensor on both sides.")
 
     def __post_init__(self) -> None:
         choices = ("auto", "object_store", "ipc", "broadcast", "disk")

@@ -6,21 +6,26 @@ from ring_ray.config.algo import AlgoConfig
 from ring_ray.config.check import require, require_one_of
 from ring_ray.config.cluster import ClusterConfig
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
+from ring_ray.config.keys import key
 
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     """Where prompts come from."""
 
-    source: str = "sums"  # "sums" (reasoning-gym, by seed) or "jsonl" (any local JSONL or parquet file)
-    path: str | None = None  # the file, for source=jsonl; columns prompt, answer, and optionally domain, verifier
-    eval_path: str | None = None  # held-out file; null holds out eval_fraction of path
-    eval_fraction: float = 0.125  # share of the distinct prompts that is never trained on
-    instruction: str = ""  # appended to each prompt of the file, such as the paper's "Please reason step by step, ..."
-    max_digits: int = 2  # digits of each operand, for source=sums
-    size: int = 20000  # draws, for source=sums; equal ones count once, held-out ones are among them
-    domain: str = "math"  # for rows that name none
-    verifier: str = "math"  # for rows that name none: an entry of the verifier registry
+    source: str = key("sums", "`sums` (reasoning-gym, by seed) or `jsonl` (any local JSONL or parquet file).")
+    path: str | None = key(
+        None, "The file, for source=jsonl, with columns prompt, answer, and optionally domain, verifier."
+    )
+    eval_path: str | None = key(None, "Held-out file; null holds out eval_fraction of path.")
+    eval_fraction: float = key(0.125, "Share of the distinct prompts that is held out: evaluated, never trained on.")
+    instruction: str = key(
+        "", "Appended to each prompt of the file, such as the paper's `Please reason step by step, ...`."
+    )
+    max_digits: int = key(2, "Digits of each operand, 1 to 6, for source=sums.")
+    size: int = key(20000, "Draws, for source=sums; equal ones count once, held-out ones are among them.")
+    domain: str = key("math", "Domain of rows that name none: metrics are kept by domain.")
+    verifier: str = key("math", "Verifier of rows that name none: an entry of ring_ray/rewards/registry.py.")
 
     def __post_init__(self) -> None:
         require_one_of(("sums", "jsonl"), "data.source", self.source)
@@ -36,26 +41,28 @@ class DataConfig:
 class SftConfig:
     """The cold start: supervised steps on generated scratch-pad demonstrations, until RL has a signal."""
 
-    enabled: str = "auto"  # "auto": only for the tiny model that the run makes itself; "always", "never"
-    max_steps: int = 400
-    batch_size: int = 64  # demonstrations a step
-    learning_rate: float = 2e-3
-    target_accuracy: float = 0.3  # stop once T=1 accuracy on probe_prompts reaches this
-    probe_every: int = 5  # steps
-    probe_after: int = 80  # no probe before this step
-    probe_prompts: int = 256
+    enabled: str = key("auto", "`auto` (only for the tiny model that the run makes itself), `always` or `never`.")
+    max_steps: int = key(400, "Optimizer steps after which it ends, whatever the accuracy.")
+    batch_size: int = key(64, "Demonstrations of one step.")
+    learning_rate: float = key(2e-3, "AdamW's, during the cold start.")
+    target_accuracy: float = key(0.3, "It ends when this share of probe_prompts is answered right at temperature 1.")
+    probe_every: int = key(5, "Steps from one such measurement to the next.")
+    probe_after: int = key(80, "Steps before the first.")
+    probe_prompts: int = key(256, "Prompts of one measurement, a response each.")
 
     def __post_init__(self) -> None:
         require_one_of(("auto", "always", "never"), "sft.enabled", self.enabled)
         require(self.learning_rate > 0, "sft.learning_rate", self.learning_rate, "must be above 0")
         require(0 < self.target_accuracy < 1, "sft.target_accuracy", self.target_accuracy, "must be between 0 and 1")
-        for key in ("max_steps", "batch_size", "probe_every", "probe_prompts"):
-            require(getattr(self, key) >= 1, f"sft.{key}", getattr(self, key), "must be at least 1")
+        for name in ("max_steps", "batch_size", "probe_every", "probe_prompts"):
+            require(getattr(self, name) >= 1, f"sft.{name}", getattr(self, name), "must be at least 1")
 
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
-    prompts: int = 512  # held-out prompts, one response each, at the rollout's temperature
+    """How a model's accuracy is measured, before, between and after."""
+
+    prompts: int = key(512, "Held-out prompts, one response each, at the rollout's temperature.")
 
     def __post_init__(self) -> None:
         require(self.prompts >= 1, "evaluation.prompts", self.prompts, "must be at least 1")
@@ -63,7 +70,9 @@ class EvaluationConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RewardConfig:
-    timeout_seconds: float = 5.0  # of one verdict
+    """How responses are scored."""
+
+    timeout_seconds: float = key(5.0, "Seconds that one verdict may take.")
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds > 0, "reward.timeout_seconds", self.timeout_seconds, "must be above 0")
@@ -71,20 +80,34 @@ class RewardConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
-    project: str = "ring_ray"
-    wandb: str = "auto"  # "auto": online where a key is configured, else offline; "online", "offline", "disabled"
-    progress: bool = True
+    """Where a run's numbers go."""
+
+    project: str = key("ring_ray", "Project in W&B.")
+    wandb: str = key(
+        "auto", "W&B is `auto` (online where a key is configured, else offline), `online`, `offline` or `disabled`."
+    )
+    group: str | None = key(None, "Group of runs in W&B; a sweep names its own.")
+    job_number: int | None = key(None, "Number of this run in its sweep; the sweep sets it.")
+    overrides: list[str] = key([], "What the command line changed; jobs/train.py fills it in.")
+    artifacts: bool = key(False, "Upload the models to W&B.")
+    sampled_rollouts: int = key(4, "Responses of each step that are kept for people to read; 0 for none.")
+    progress: bool = key(True, "A line a step on stderr and, on a terminal, a bar.")
 
     def __post_init__(self) -> None:
         require_one_of(("auto", "online", "offline", "disabled"), "tracking.wandb", self.wandb)
+        require(self.sampled_rollouts >= 0, "tracking.sampled_rollouts", self.sampled_rollouts, "must not be negative")
 
 
 @dataclass(kw_only=True, slots=True)
 class RunConfig:
     """Everything that a run needs to know."""
 
-    seed: int = 0
-    run_dir: str = "outputs/run"
+    seed: int = key(
+        0, "Of the tiny model, the data, their order and sampling; what overlaps in time still differs from run to run."
+    )
+    run_dir: str = key(
+        "outputs/run", "Directory that the run writes to; on the command line set hydra.run.dir instead."
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     algo: AlgoConfig = field(default_factory=AlgoConfig)
@@ -159,12 +182,12 @@ class RunConfig:
                 "NCCL has no place for two processes on one GPU: use ipc or object_store",
             )
             return
-        for key, gpus, needed in (
+        for role, gpus, needed in (
             ("policy", cluster.policy.gpus, 1),
             ("rollout", cluster.rollout.gpus, tensor_parallel),
             ("reference", reference_gpus, 1),
         ):
-            require(gpus in (0, needed), f"cluster.{key}.gpus", gpus, f"must be {needed}: a worker's own, whole GPUs")
+            require(gpus in (0, needed), f"cluster.{role}.gpus", gpus, f"must be {needed}: a worker's own, whole GPUs")
 
     @property
     def transport(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore
 from transformers import AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -19,6 +20,7 @@ from ring_ray.config import AlgoConfig, ModelConfig, TrainConfig
 from ring_ray.engines.hf import CausalPolicy, load_model, rank_logprobs
 from ring_ray.engines.host_memory import HostMemory, free, tensors_in
 from ring_ray.engines.modules import conversion_groups, recompute_layers, sparse_moe_blocks, unique_tensors
+from ring_ray.engines.weights import listening_store
 from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics
 
 REDUCE_BUCKET = 50_000_000  # gradients that travel at a time; ZeRO-3 holds a buffer for them throughout
@@ -55,7 +57,11 @@ class DeepSpeedEngine:
         if not dist.is_initialized():
             dist.init_process_group(
                 "gloo" if device == "cpu" else "nccl",
-                init_method=f"tcp://{master_address}:{master_port}",
+                store=(
+                    listening_store(master_address, master_port, world_size)
+                    if rank == 0
+                    else TCPStore(master_address, master_port, world_size)
+                ),
                 rank=rank,
                 world_size=world_size,
             )

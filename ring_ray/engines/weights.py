@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -190,8 +191,7 @@ class Broadcast:
 
     def send(self, bucket: Tensor, layout: Layout) -> tuple[str, int, int]:
         if self._store is None:
-            # Port 0: the store takes a free one and holds it.
-            self._store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+            self._store = listening_store(self._address)
         if bucket.is_cuda:
             torch.cuda.synchronize()  # the thread has a stream of its own
         self._sent = self._thread.submit(self._broadcast, bucket)
@@ -253,6 +253,21 @@ class Disk:
         if self._file is not None:
             self._file.unlink()
             self._file = None
+
+
+def listening_store(address: str, port: int = 0, world_size: int | None = None) -> TCPStore:
+    """A store that others connect to at ``address``, at a free port for 0; torch's own listens on every interface."""
+    listener = socket.create_server((address, port))
+    port = listener.getsockname()[1]
+    return TCPStore(
+        address,
+        port,
+        world_size,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=TIMEOUT,
+        master_listen_fd=listener.detach(),
+    )
 
 
 def make_transport(name: str, *, address: str = "", receivers: int = 0, directory: Path = Path()) -> Transport:

@@ -234,12 +234,12 @@ def measure_controller(token_budget: int) -> Result:
     config = RunConfig(algo=algo, train=TrainConfig(steps=steps))
 
     async def train() -> float:
-        rollout, policy = Recorded(load), FakePolicy()
+        rollout, policy, reward = Recorded(load), FakePolicy(), FakeReward()
         stream = RolloutStream(
             prompts=FakePrompts(PROMPTS),
             rollout=rollout,
             sync=WeightSync(policy, rollout, verify=False, take_turns=False),
-            reward=FakeReward(),
+            reward=reward,
             buffer=LocalBuffer(algo),
             algo=algo,
             overlap=True,
@@ -247,7 +247,9 @@ def measure_controller(token_budget: int) -> Result:
             max_response_tokens=MAX_LENGTH,
         )
         started = time.process_time()
-        await Controller(config, stream=stream, policy=policy, reference=None, meters={}, tracker=log).run()
+        await Controller(
+            config, stream=stream, policy=policy, reference=None, reward=reward, meters={}, tracker=log
+        ).run()
         return time.process_time() - started
 
     seconds = asyncio.run(train())

@@ -5,6 +5,7 @@ The buffer is the real one. Time is the event loop's turns: an engine samples on
 
 import asyncio
 from collections.abc import AsyncIterator
+from collections.abc import Sequence as Many
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from ring_ray.types import (
     Prompt,
     Reward,
     Rollout,
+    RolloutSample,
     RolloutStatus,
     Sequence,
     StepMetrics,
@@ -133,11 +135,18 @@ class FakeReward:
 
     def __init__(self, verdict: Verdict | None = None, seed: int = 1) -> None:
         self._random, self._verdict = np.random.default_rng(seed), verdict
+        self._samples: list[RolloutSample] = []
 
     async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
         assert isinstance(rollout, Rollout)
         await asyncio.sleep(0)
-        return tuple(self._reward() for _ in rollout.sequences)
+        rewards = tuple(self._reward() for _ in rollout.sequences)
+        self._samples.append(make_sample(rollout, rewards[0]))
+        return rewards
+
+    async def samples(self) -> tuple[RolloutSample, ...]:
+        samples, self._samples = tuple(self._samples), []
+        return samples
 
     def _reward(self) -> Reward:
         verdict = self._verdict or (Verdict.CORRECT if self._random.random() < 0.5 else Verdict.WRONG)
@@ -233,9 +242,28 @@ def make_update() -> UpdateMetrics:
     return UpdateMetrics(**(numbers | {"micro_batches": 1}))  # type: ignore[arg-type]
 
 
+def make_sample(rollout: Rollout, reward: Reward) -> RolloutSample:
+    """Of the first response."""
+    sequence = rollout.sequences[0]
+    return RolloutSample(
+        prompt_index=rollout.prompt.index,
+        domain=rollout.prompt.domain,
+        prompt=rollout.prompt.text,
+        response="!",
+        reward=reward,
+        tokens=len(sequence),
+        first_version=int(sequence.versions[0]),
+        last_version=int(sequence.versions[-1]),
+        truncated=sequence.finish_reason == "length",
+    )
+
+
 class StepList:
     def __init__(self) -> None:
         self.steps: list[StepMetrics] = []
 
     def log(self, metrics: StepMetrics) -> None:
         self.steps.append(metrics)
+
+    def rollouts(self, step: int, samples: Many[RolloutSample]) -> None:
+        return None

@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from ring_ray.buffer import BufferNotReadyError, RolloutBuffer
 from ring_ray.config import AlgoConfig
-from ring_ray.types import Ledger, Reward, Rollout, Sequence
+from ring_ray.types import DomainReward, Ledger, Reward, Rollout, Sequence
 from tests.unit.rollouts import FAILED, Response, response_of, rewards, rollout, rollout_of, sequence
 
 
@@ -221,3 +222,17 @@ def test_a_batch_too_early_is_refused_and_changes_nothing(algo: AlgoConfig, need
     with pytest.raises(BufferNotReadyError, match=f"needs {needed}, but {state}"):
         buffer.take()
     assert pickle.dumps(buffer) == before
+
+
+def test_rewards_are_told_apart_by_domain() -> None:
+    buffer = RolloutBuffer(AlgoConfig(token_budget=8, group_size=2), seed=0)
+    for index, domain, scores in ((0, "math", (1.0, 0.0)), (1, "code", (0.5, 0.0)), (2, "math", (0.0, 0.0))):
+        group = rollout_of(index, 2, 2)
+        buffer.add(replace(group, prompt=replace(group.prompt, domain=domain)))
+        buffer.score(index, rewards(*scores))
+    _, summary = buffer.take()
+    assert summary.domains == {
+        "math": DomainReward(mean=0.25, accuracy=0.25),
+        "code": DomainReward(mean=0.25, accuracy=0.5),
+    }
+    assert summary.reward_mean == 0.25

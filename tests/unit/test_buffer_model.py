@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ring_ray.buffer import BufferNotReadyError, RolloutBuffer
 from ring_ray.config import AlgoConfig
-from ring_ray.types import BatchSummary, Ledger, Rollout, TokenBatch
+from ring_ray.types import BatchSummary, DomainReward, Ledger, Rollout, TokenBatch
 from tests.unit.rollouts import FAILED, Response, Token, response_of, rewards, rollout, sequence, tokens_of
 
 
@@ -222,6 +222,11 @@ class BufferMachine(RuleBasedStateMachine):
             groups=len({token[0] for token in tokens}),
             reward_mean=mean(self.last["scores"]),
             reward_std=statistics.pstdev(self.last["scores"]),
+            domains={
+                "math": DomainReward(
+                    mean=mean(self.last["scores"]), accuracy=mean([score > 0 for score in self.last["scores"]])
+                )
+            },
             response_length_mean=mean(self.last["lengths"]),
             trained_response_length_mean=mean([self.length[response] for response in {token[:2] for token in tokens}]),
             lost_response_length_mean=mean(self.lost_lengths),

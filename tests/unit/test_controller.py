@@ -42,12 +42,12 @@ def run(
     buffer = LocalBuffer(algo)
 
     async def go() -> None:
-        engines = rollout or FakeRollout()
+        engines, rewards = rollout or FakeRollout(), reward or FakeReward()
         stream = RolloutStream(
             prompts=prompts or FakePrompts(),
             rollout=engines,
             sync=WeightSync(policy, engines, verify=verify, take_turns=take_turns),
-            reward=reward or FakeReward(),
+            reward=rewards,
             buffer=buffer,
             algo=algo,
             overlap=overlap,
@@ -56,7 +56,15 @@ def run(
         )
         config = RunConfig(algo=algo, train=TrainConfig(steps=steps), cluster=ClusterConfig(overlap=overlap))
         meters: dict[str, MemoryMeter] = {"policy": policy, "rollout": engines} if take_turns else {}
-        controller = Controller(config, stream=stream, policy=policy, reference=reference, meters=meters, tracker=log)
+        controller = Controller(
+            config,
+            stream=stream,
+            policy=policy,
+            reference=reference,
+            reward=rewards,
+            meters=meters,
+            tracker=log,
+        )
         await asyncio.wait_for(controller.run(), timeout=60)
 
     asyncio.run(go())

@@ -275,7 +275,7 @@ def test_the_papers_setting_composes_and_fits() -> None:
 def test_the_documentation_shows_what_the_command_prints() -> None:
     config = composed(["experiment=ring_lite"])
     rows = memory_plan(config, model_shape("docs/ring-lite", config.model), GPU)
-    assert table(config, rows) in Path("docs/cluster.md").read_text()
+    assert table(config, rows) in Path("docs/ray-cluster.md").read_text()
 
 
 def test_a_mistake_in_an_override_is_a_config_error() -> None:

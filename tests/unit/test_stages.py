@@ -1,7 +1,7 @@
 """The stages of a run on in-process fakes."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +13,12 @@ from ring_ray.evaluation import EvaluationError, evaluate
 from ring_ray.roles import Roles
 from ring_ray.sft import Demonstration
 from ring_ray.stages import Course, Stages
-from ring_ray.types import Reward, StepMetrics, Verdict
+from ring_ray.types import Reward, RolloutSample, StepMetrics, Verdict
 from tests.unit.fakes import FakePolicy, FakePrompts, FakeReward, FakeRollout, LocalBuffer, make_prompt
 
 
 class HeldOut(FakePrompts):
-    held_out = tuple(make_prompt(index) for index in range(20))
+    held_out = tuple(replace(make_prompt(index), domain="held out") for index in range(20))
 
 
 class Journal:
@@ -28,6 +28,7 @@ class Journal:
         self.stages: list[str] = []
         self.notes: list[Mapping[str, float]] = []
         self.steps: list[StepMetrics] = []
+        self.samples: dict[int, Sequence[RolloutSample]] = {}
 
     def stage(self, text: str) -> None:
         self.stages.append(text)
@@ -37,6 +38,9 @@ class Journal:
 
     def log(self, metrics: StepMetrics) -> None:
         self.steps.append(metrics)
+
+    def rollouts(self, step: int, samples: Sequence[RolloutSample]) -> None:
+        self.samples[step] = samples
 
 
 def demonstrations() -> Iterator[Demonstration]:
@@ -88,6 +92,8 @@ def test_base_cold_start_and_rl_in_order(tmp_path: Path) -> None:
     assert all(batch.token_budget == batch.trained_tokens == 12 for batch in sft)
     assert [batch.trained_tokens for batch in rl] == [50, 50, 50]
     assert len(journal.steps) == 3
+    assert list(journal.samples) == [1, 2, 3]
+    assert {sample.domain for samples in journal.samples.values() for sample in samples} == {"d"}
 
 
 def test_a_cold_start_that_misses_its_target_ends_and_says_so(tmp_path: Path) -> None:

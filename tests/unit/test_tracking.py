@@ -1,6 +1,5 @@
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,55 +10,20 @@ import pytest
 from rich.console import Console
 
 from ring_ray.config import AlgoConfig, RunConfig, TrackingConfig, TrainConfig
-from ring_ray.metrics import AccuracyInterval, coefficient_of_variation, flatten, wilson_interval
-from ring_ray.tracking import JsonlSink, TerminalSink, Tracker, WandbSink
-from ring_ray.types import BatchSummary, Ledger, StepMetrics, UpdateMetrics
-
-CONTRACT = {
-    "step": 3,
-    "c3po/token_budget": 8192,
-    "c3po/trained_tokens": 101,
-    "c3po/carried_tokens": 102,
-    "c3po/segments": 103,
-    "c3po/groups": 104,
-    "reward/mean": 105,
-    "reward/std": 106,
-    "rollout/response_length_mean": 107,
-    "c3po/trained_response_length_mean": 108,
-    "rollout/truncated_fraction": 110,
-    "c3po/zero_advantage_fraction": 111,
-    "c3po/staleness_mean": 112,
-    "c3po/staleness_max": 113,
-    "c3po/lost_response_length_mean": 109,
-    "policy/loss": 201,
-    "policy/grad_norm": 202,
-    "policy/learning_rate": 203,
-    "policy/entropy": 204,
-    "policy/kl": 205,
-    "policy/clip_fraction": 206,
-    "policy/ratio_max": 207,
-    "policy/behaviour_kl": 208,
-    "policy/truncated_fraction": 209,
-    "policy/masked_fraction": 210,
-    "moe/balance_loss": 211,
-    "moe/z_loss": 212,
-    "perf/micro_batches": 213,
-    "ledger/generated": 301,
-    "ledger/in_flight": 302,
-    "ledger/waiting": 303,
-    "ledger/queued": 304,
-    "ledger/trained": 305,
-    "ledger/filtered": 306,
-    "ledger/evicted": 307,
-    "ledger/dropped": 308,
-    "rollout/generated_tokens": 500,
-    "perf/step_seconds": 4,
-    "perf/wait_seconds": 1.5,
-    "perf/update_seconds": 2.5,
-    "perf/trained_tokens_per_second": 101 / 4,
-    "perf/generated_tokens_per_second": 500 / 4,
-}
-"""Every name of metrics.jsonl with what `distinct_metrics` holds in the field that belongs to it."""
+from ring_ray.metrics import AccuracyInterval, flatten
+from ring_ray.tracking import Tracker
+from ring_ray.tracking.files import JsonlFile
+from ring_ray.tracking.terminal import TerminalSink
+from ring_ray.types import (
+    BatchSummary,
+    DomainReward,
+    Ledger,
+    Reward,
+    RolloutSample,
+    StepMetrics,
+    UpdateMetrics,
+    Verdict,
+)
 
 
 def distinct_metrics() -> StepMetrics:
@@ -68,15 +32,31 @@ def distinct_metrics() -> StepMetrics:
     def numbered(kind, first):
         return kind(**{field.name: first + i for i, field in enumerate(fields(kind))})
 
+    domains = {"math": DomainReward(mean=0.75, accuracy=0.5), "code": DomainReward(mean=0.125, accuracy=0.0625)}
     return StepMetrics(
         step=3,
-        batch=numbered(BatchSummary, 101),
+        batch=replace(numbered(BatchSummary, 101), domains=domains),
         update=numbered(UpdateMetrics, 201),
         ledger=numbered(Ledger, 301),
         token_budget=8192,
         step_seconds=4.0,
         phase_seconds={"wait": 1.5, "update": 2.5},
         generated_tokens=500,
+        memory_bytes={"update/policy": 2 * 2**30},
+    )
+
+
+def sample(response: str = "2 \\boxed{4}", score: float = 1.0) -> RolloutSample:
+    return RolloutSample(
+        prompt_index=8,
+        domain="math",
+        prompt="What is 2 + 2?",
+        response=response,
+        reward=Reward(score=score, verdict=Verdict.CORRECT, reason="4 = 4"),
+        tokens=9,
+        first_version=1,
+        last_version=2,
+        truncated=False,
     )
 
 
@@ -108,28 +88,66 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_flatten_reads_every_metric_from_its_own_field():
-    assert flatten(distinct_metrics()) == CONTRACT
+def test_rollouts_are_written_with_what_became_of_them(tmp_path):
+    with Tracker(run_config(tmp_path)) as tracker:
+        tracker.rollouts(3, [sample(), sample(response="½", score=float("nan"))])
+        tracker.rollouts(4, [])
+    first, second = read_jsonl(tmp_path / "rollouts.jsonl")
+    assert first == {
+        "step": 3,
+        "prompt_index": 8,
+        "domain": "math",
+        "prompt": "What is 2 + 2?",
+        "response": "2 \\boxed{4}",
+        "tokens": 9,
+        "first_version": 1,
+        "last_version": 2,
+        "truncated": False,
+        "score": 1.0,
+        "verdict": "correct",
+        "reason": "4 = 4",
+        "carried": True,
+    }
+    assert (second["response"], second["score"]) == ("½", None)
+    assert list(second) == list(first)
 
 
-def start_run(run_dir: Path, ending: str, **environment: str) -> subprocess.Popen[bytes]:
-    """A process that tracks steps until ``ending``, a statement that sees ``tracker`` and ``step``."""
-    program = f"""
+def test_every_sink_hears_every_number_and_is_closed(tmp_path):
+    class Recorder:
+        def __init__(self) -> None:
+            self.heard, self.failed = [], []
+
+        def log(self, values):
+            self.heard.append(dict(values))
+
+        def close(self, *, failed):
+            self.failed.append(failed)
+
+    sink = Recorder()
+    tracker = Tracker(run_config(tmp_path), sinks=[sink])
+    tracker.note({"sft/loss": 2.0})
+    tracker.log(distinct_metrics())
+    with pytest.raises(ZeroDivisionError), tracker:
+        raise ZeroDivisionError
+    assert sink.heard[0] == {"sft/loss": 2.0}
+    assert sink.heard[1].items() >= flatten(distinct_metrics()).items()
+    assert sink.failed == [True]
+
+
+ENDLESS = """
 import itertools, sys
 from pathlib import Path
 from ring_ray.tracking import Tracker
 from tests.unit.test_tracking import balanced_metrics, run_config
-with Tracker(run_config(Path(sys.argv[1]), wandb=sys.argv[2])) as tracker:
+with Tracker(run_config(Path(sys.argv[1]))) as tracker:
     for step in itertools.count(1):
         tracker.log(balanced_metrics(step))
-        {ending}
+        print(step, flush=True)
 """
-    command = [sys.executable, "-c", program, str(run_dir), "auto" if environment else "disabled"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | environment)
 
 
 def test_a_killed_run_leaves_whole_lines(tmp_path):
-    with start_run(tmp_path, "print(step, flush=True)") as process:
+    with subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], stdout=subprocess.PIPE) as process:
         while process.stdout.readline() != b"50\n":
             assert process.poll() is None
         process.kill()
@@ -145,14 +163,15 @@ def test_a_fresh_run_leaves_nothing_of_an_earlier_one(tmp_path):
             tracker.note({"sft/step": 1, "sft/loss": 2.0})  # not a step, so not in metrics.jsonl
             for step in range(1, steps + 1):
                 tracker.log(balanced_metrics(step))
+                tracker.rollouts(step, [sample()])
             tracker.summary({})
-    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == len(read_jsonl(tmp_path / "rollouts.jsonl")) == 1
 
 
 def test_values_that_are_not_finite_become_null(tmp_path):
-    sink = JsonlSink(tmp_path / "metrics.jsonl")
-    sink.log({"step": 1, "policy/loss": float("nan"), "policy/grad_norm": float("inf")})
-    sink.close(failed=False)
+    file = JsonlFile(tmp_path / "metrics.jsonl")
+    file.append({"step": 1, "policy/loss": float("nan"), "policy/grad_norm": float("inf")})
+    file.close()
     assert read_jsonl(tmp_path / "metrics.jsonl") == [{"step": 1, "policy/loss": None, "policy/grad_norm": None}]
 
 
@@ -178,7 +197,7 @@ def test_summary(tmp_path):
         "trained_tokens_max": 1010,
         "ledger_balanced": True,
     }
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "rollouts.jsonl", "summary.json"]
 
 
 def test_summary_tells_of_one_step_whose_ledger_did_not_balance(tmp_path):
@@ -195,29 +214,6 @@ def test_summary_needs_a_step(tmp_path):
     with Tracker(run_config(tmp_path)) as tracker, pytest.raises(ValueError, match="empty"):
         tracker.summary({})
     assert not (tmp_path / "summary.json").exists()
-
-
-# Newcombe, Two-sided confidence intervals for the single proportion (1998), table I, method 3
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_interval_matches_published_values(successes, n, low, high):
-    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_interval_is_symmetric_and_refuses_impossible_counts():
-    low, high = wilson_interval(29, 29)
-    assert (1 - high, 1 - low) == pytest.approx(wilson_interval(0, 29))
-    for successes, n in ((1, 0), (3, 2), (-1, 2)):
-        with pytest.raises(ValueError, match="expected 0 <= successes <= n"):
-            wilson_interval(successes, n)
-
-
-def test_coefficient_of_variation_is_undefined_around_zero_and_beyond_the_finite():
-    assert coefficient_of_variation([4, 4, 4]) == 0
-    assert coefficient_of_variation([0.0, 0.0]) is None
-    assert coefficient_of_variation([1.0, float("inf")]) is None
 
 
 def terminal_output(*, terminal: bool) -> str:
@@ -250,45 +246,3 @@ def test_on_a_terminal_there_is_also_a_bar():
     assert "3/3" in output
     assert "━" in output
     assert "step 3/3  reward 0.250" in output
-
-
-def test_wandb_keeps_an_offline_run_inside_the_run_directory(tmp_path):
-    # W&B writes the last records while its process ends, so the run has a process of its own.
-    no_key = {"WANDB_API_KEY": "", "NETRC": str(tmp_path / "none")}
-    with start_run(tmp_path, "break", **no_key) as process:
-        assert process.wait() == 0
-    (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    content = record.read_bytes()
-    for name in (b"c3po/trained_tokens", b"perf/wait_seconds"):
-        assert name in content
-
-
-def test_failures_of_wandb_are_counted_said_once_and_stop_nothing(tmp_path, monkeypatch, caplog):
-    class BrokenRun:
-        def define_metric(self, *_, **__): ...
-
-        def log(self, *_, **__):
-            raise ConnectionError("the service is gone")
-
-        finish = log
-
-    monkeypatch.setattr("wandb.init", lambda **_: BrokenRun())
-    sink = WandbSink(run_config(tmp_path, wandb="offline"))
-    for step in (1, 2):
-        sink.log({"step": step})
-    sink.close(failed=True)
-    assert sink.failures == 3
-    assert [record.message for record in caplog.records] == [
-        "W&B: the service is gone. The run goes on; metrics.jsonl has every step."
-    ]
-
-
-def test_a_wandb_that_does_not_start_stops_nothing(tmp_path, monkeypatch, caplog):
-    def refuse(**_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("wandb.init", refuse)
-    with Tracker(run_config(tmp_path, wandb="offline")) as tracker:
-        tracker.log(balanced_metrics(1))
-    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
-    assert "no space left" in caplog.text

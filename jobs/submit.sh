@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+Run jobs/train.py, with the code and conf/ of this checkout, as a job of a running Ray cluster.
+
+    jobs/submit.sh [--address URL] [--id ID] [--no-wait] KEY=VALUE...
+    jobs/submit.sh --address http://head:8265 experiment=ring_lite model.path=/shared/model \
+        hydra.run.dir=/shared/runs/first
+
+  --address URL   of the cluster's dashboard; else RAY_API_SERVER_ADDRESS or RAY_ADDRESS is asked
+  --id ID         name the job (default: ring-ray- and the time)
+  --no-wait       return once the job is submitted
+
+The job's log is followed until its end; Ctrl-C ends that, not the job: `ray job logs --follow ID` goes on, and
+`ray job stop ID` ends the job as Ctrl-C would end a run in a terminal. Results go to hydra.run.dir, or else to
+~/ring_ray/outputs/EXPERIMENT where the job's driver runs, on the cluster's first node; the log says where.
+
+Exits with the run's status: 0, 2 for a mistake in what was asked for, 1 for another failure; 143 for a job that was
+stopped.
+END
+}
+
+mistake() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+address=${RAY_API_SERVER_ADDRESS:-${RAY_ADDRESS:-}}
+id=ring-ray-$(date +%Y%m%d-%H%M%S)-$$
+wait=true
+while [ $# -gt 0 ]; do
+    case "$1" in
+    --help | -h)
+        usage
+        exit
+        ;;
+    --address | --id)
+        [ $# -gt 1 ] || mistake "$1 needs a value"
+        if [ "$1" = --address ]; then address=$2; else id=$2; fi
+        shift
+        ;;
+    --no-wait) wait=false ;;
+    *) break ;;
+    esac
+    shift
+done
+[ -n "$address" ] || mistake "which cluster? Give --address http://HEAD:8265, or set RAY_ADDRESS"
+export RAY_API_SERVER_ADDRESS=$address # Ray's commands heed it more than their own --address
+
+cd "$(dirname "$0")/.."
+ray job submit --submission-id "$id" --no-wait --runtime-env jobs/runtime_env.yaml --working-dir . \
+    -- python jobs/train.py "$@"
+if [ "$wait" = false ]; then exit; fi
+ray job logs --follow "$id"
+# Ray's commands tell success from failure, but not the run's own status.
+python - "$id" <<'END'
+import sys
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+job = JobSubmissionClient().get_job_info(sys.argv[1])
+if job.status == JobStatus.STOPPED:
+    sys.exit(143)
+sys.exit(1 if job.driver_exit_code is None else job.driver_exit_code)
+END

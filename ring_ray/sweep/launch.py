@@ -1,0 +1,111 @@
+"""A sweep from its jobs to their records, on a running cluster or on one of its own."""
+
+import shlex
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from ring_ray.actors.job_server import job_server
+from ring_ray.config import require
+from ring_ray.sweep.scheduler import JobRecord, Sweep, SweepJob
+from ring_ray.sweep.view import SweepView
+
+ROOT = Path(__file__).parents[2]
+TRAIN = Path("jobs", "train.py")
+
+
+def command(python: str, overrides: Sequence[str], directory: Path | None) -> str:
+    """The shell command of one run: in ``directory`` with this checkout's code, or where that is None in a copy."""
+    train = "exec " + shlex.join([python, str(TRAIN if directory is None else ROOT / TRAIN), *overrides])
+    return train if directory is None else f"cd {shlex.quote(str(directory))} && {train}"
+
+
+def launch_sweep(
+    jobs: Sequence[SweepJob],
+    *,
+    address: str | None,
+    working_dir: str | None,
+    max_parallel: int | None,
+    poll_seconds: float,
+) -> tuple[JobRecord, ...]:
+    """Run ``jobs`` on the cluster at ``address``, or on one of this machine that is gone when this returns.
+
+    Ctrl-C and SIGTERM stop the running jobs, wait until they have ended, and raise KeyboardInterrupt. Raises
+    `ConfigError` for an option that makes no sense, ConnectionError where no cluster answers at ``address``.
+    """
+    require(max_parallel is None or max_parallel > 0, "hydra.launcher.max_parallel", max_parallel, "must be at least 1")
+    require(poll_seconds > 0, "hydra.launcher.poll_seconds", poll_seconds, "must be above 0")
+    _check_directories(jobs)
+    environment: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "jobs" / "runtime_env.yaml"))
+    if working_dir is not None:
+        environment["working_dir"] = working_dir
+    with job_server(address, environment) as server, interruptible(poll_seconds) as pause:
+        sweep = Sweep(jobs, server, max_parallel=max_parallel)
+        with SweepView(sweep, Console(stderr=True)) as view:
+            follow(sweep, view, pause)
+    if sweep.stopped:
+        raise KeyboardInterrupt
+    return sweep.records
+
+
+def follow(sweep: Sweep, view: SweepView, pause: Callable[[], bool]) -> None:
+    """Until nothing is active. ``pause`` lets time pass and returns whether the sweep is to be stopped."""
+    try:
+        while True:
+            sweep.advance()
+            view.show()
+            if not sweep.active:
+                break
+            if pause():
+                view.say("stopping the jobs that run; the same command goes on with what is missing")
+                sweep.stop()
+    finally:
+        if sweep.active:  # an error of ours: nothing may be left behind
+            sweep.stop()
+    view.say(view.summary())
+
+
+@contextmanager
+def interruptible(seconds: float) -> Iterator[Callable[[], bool]]:
+    """A pause of ``seconds``, which SIGINT and SIGTERM end: it returns whether one came.
+
+    The first does not raise, so that it can't break into a submission and leave a job that nobody knows. The second
+    does, in case the cluster does not answer.
+    """
+    interruptions = SimpleQueue[None]()  # safe to fill from a signal's handler
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.default_int_handler)
+        interruptions.put(None)
+
+    def pause() -> bool:
+        try:
+            interruptions.get(timeout=seconds)
+        except Empty:
+            return False
+        return True
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield pause
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_directories(jobs: Sequence[SweepJob]) -> None:
+    shared = {directory: n for directory, n in Counter(job.directory for job in jobs).items() if n > 1}
+    require(
+        not shared,
+        "hydra.sweep.subdir",
+        ", ".join(map(str, shared)),
+        "several jobs would write there: hydra.sweep.subdir='${hydra.job.num}' gives each its own directory",
+    )

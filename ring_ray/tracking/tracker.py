@@ -1,0 +1,115 @@
+"""The tracker: one object that everything a run reports goes through."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+
+from ring_ray.config import RunConfig
+from ring_ray.metrics import AccuracyInterval, RunSummary, Values, coefficient_of_variation, flatten
+from ring_ray.tracking.files import JsonlFile, rollout_row
+from ring_ray.tracking.host import HostMeter
+from ring_ray.tracking.terminal import TerminalSink
+from ring_ray.tracking.wandb import WandbSink
+from ring_ray.types import RolloutSample, StepMetrics
+
+
+class Sink(Protocol):
+    """One place that a run's numbers go to."""
+
+    def log(self, values: Values) -> None:
+        """The numbers of a step, or of a stage before the first step: those have no "step"."""
+
+    def close(self, *, failed: bool) -> None:
+        """Release what the sink holds. Idempotent."""
+
+
+class Tracker(AbstractContextManager["Tracker"]):
+    """Everything that a run reports goes through here; a context manager that closes its sinks."""
+
+    def __init__(self, config: RunConfig, sinks: Iterable[Sink] = ()) -> None:
+        """``sinks`` are told every number as well, and closed with the tracker."""
+        self._config, self._start, self._steps = config, time.monotonic(), list[StepMetrics]()
+        self._directory = Path(config.run_dir)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        (self._directory / "summary.json").unlink(missing_ok=True)  # of an earlier run
+        self._metrics = JsonlFile(self._directory / "metrics.jsonl")
+        self._rollouts = JsonlFile(self._directory / "rollouts.jsonl")
+        self._host = HostMeter()
+        self._terminal = TerminalSink(config.train.steps, Console(stderr=True, quiet=not config.tracking.progress))
+        self._wandb = WandbSink(config, self.stage) if config.tracking.wandb != "disabled" else None
+        self._sinks: list[Sink] = [self._terminal, *sinks, *([self._wandb] if self._wandb else [])]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were logged."""
+        return len(self._steps)
+
+    def stage(self, text: str) -> None:
+        """Tell the user that a stage of the run begins, or how it ended."""
+        self._terminal.say(text)
+
+    def note(self, values: Values) -> None:
+        """Record numbers from outside the steps, such as ``{"sft/step": 10, "sft/loss": 1.2}``."""
+        for sink in self._sinks:
+            sink.log(values)
+
+    def log(self, metrics: StepMetrics) -> None:
+        """Record one optimizer step."""
+        self._steps.append(metrics)
+        values = flatten(metrics) | self._host.read()
+        self._metrics.append(values)
+        self.note(values)
+
+    def rollouts(self, step: int, samples: Sequence[RolloutSample]) -> None:
+        """Record some of the responses that were scored during a step."""
+        rows = [rollout_row(step, sample) for sample in samples]
+        for row in rows:
+            self._rollouts.append(row)
+        if self._wandb and rows:
+            self._wandb.rollouts(step, rows)
+
+    def models(self, directories: Iterable[Path]) -> None:
+        """Upload the models of a finished run where ``tracking.artifacts`` says so."""
+        if self._wandb and self._config.tracking.artifacts:
+            self._wandb.models(directories)
+
+    def summary(self, accuracy: Mapping[str, AccuracyInterval]) -> RunSummary:
+        """Write summary.json: the steps logged so far and the accuracy after the stages "base", "sft" and "rl".
+
+        Raises ValueError where no step was logged.
+        """
+        trained_tokens = [step.batch.trained_tokens for step in self._steps]
+        summary = RunSummary(
+            algo=self._config.algo.name,
+            seed=self._config.seed,
+            steps=len(self._steps),
+            wall_seconds=time.monotonic() - self._start,
+            accuracy={stage: accuracy.get(stage) for stage in ("base", "sft", "rl")},
+            token_budget=self._config.algo.token_budget,
+            trained_tokens_min=min(trained_tokens),
+            trained_tokens_max=max(trained_tokens),
+            trained_tokens_cv=coefficient_of_variation(trained_tokens),
+            grad_norm_cv=coefficient_of_variation([step.update.grad_norm for step in self._steps]),
+            ledger_balanced=all(step.ledger.balanced for step in self._steps),
+        )
+        temporary = self._directory / "summary.json.tmp"
+        temporary.write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")
+        temporary.replace(self._directory / "summary.json")  # atomic: a reader finds a whole summary or none
+        return summary
+
+    def close(self, *, failed: bool = False) -> None:
+        """The terminal last: the others may have something to say."""
+        with ExitStack() as stack:
+            for sink in self._sinks:
+                stack.callback(sink.close, failed=failed)
+            for file in (self._metrics, self._rollouts):
+                stack.callback(file.close)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self.close(failed=error is not None)

@@ -1,0 +1,138 @@
+"""A real Ray cluster of one node, with a job server, on ports and in a directory of its own."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import psutil
+
+from tests.integration.commands import MARK, ROOT
+
+PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+READY_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    environment: dict[str, str]  # of commands that shall find it; a job's home directory is ``home``
+    home: Path
+
+    def popen(self, *command: str) -> "subprocess.Popen[str]":
+        """``command`` in the checkout, its output in a pipe."""
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str, timeout: float = 200) -> "subprocess.CompletedProcess[str]":
+        process = self.popen(*command)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(command, process.returncode, output)
+
+    def listed(self, what: str, state: str) -> list[dict[str, Any]]:
+        """What the cluster knows: "actors" in state "ALIVE", "placement_groups" in "CREATED"."""
+        query = urlencode({"filter_keys": "state", "filter_predicates": "=", "filter_values": state, "detail": "true"})
+        request = Request(
+            f"{self.environment['RAY_ADDRESS']}/api/v0/{what}?{query}",
+            headers={"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"},
+        )
+        with urlopen(request, timeout=60) as answer:
+            return list(json.load(answer)["data"]["result"]["result"])
+
+    def processes(self, pattern: str) -> list[psutil.Process]:
+        """Those of this cluster and its jobs whose command line matches."""
+        return [process for process in psutil.process_iter() if self._is_ours(process, pattern)]
+
+    def wait_until_gone(self, pattern: str, timeout: float = 30) -> list[str]:
+        """Command lines that match and are still there when the time is up."""
+        _, alive = psutil.wait_procs(self.processes(pattern), timeout=timeout)
+        return [" ".join(process.cmdline()) for process in alive]
+
+    def _is_ours(self, process: psutil.Process, pattern: str) -> bool:
+        try:
+            return process.environ().get(MARK) == self.environment[MARK] and bool(
+                re.search(pattern, " ".join(process.cmdline()))
+            )
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return False
+
+
+@contextmanager
+def local_cluster(cpus: int = 2) -> Iterator[LocalCluster]:
+    """Start the cluster, with token authentication; at the end assert that nothing of it is left."""
+    directory = Path(tempfile.mkdtemp(prefix="ray-test-", dir="/tmp"))  # sockets in it: a longer path is too long
+    (home := directory / "home").mkdir()
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    cluster = LocalCluster(_environment(ports, home), home)
+    head = cluster.popen(
+        "ray", "start", "--head", "--block", "--disable-usage-stats", f"--num-cpus={cpus}",
+        f"--temp-dir={directory / 'ray'}",
+        *(f"--{name}={port}" for name, port in ports.items()),
+    )  # fmt: skip
+    with ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+        cleanup.callback(_end, cluster, head)
+        _wait_until_ready(cluster, head)
+        yield cluster
+
+
+def _environment(ports: dict[str, int], home: Path) -> dict[str, str]:
+    """No variable of Ray or W&B that is set here reaches the cluster."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_"))}
+    return kept | {
+        MARK: secrets.token_hex(8),
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # of several nodes; without, Ray listens on loopback only
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+
+
+def _wait_until_ready(cluster: LocalCluster, head: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while (answer := cluster.run("ray", "job", "list")).returncode != 0:
+        assert head.poll() is None, head.stdout and head.stdout.read()
+        assert time.monotonic() < deadline, answer.stdout
+
+
+def _end(cluster: LocalCluster, head: "subprocess.Popen[str]") -> None:
+    head.send_signal(signal.SIGTERM)
+    head.communicate(timeout=60)
+    left = cluster.wait_until_gone("")
+    for process in cluster.processes(""):
+        process.kill()
+    assert left == []
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in listeners:
+            listener.bind(("", 0))
+        return [int(listener.getsockname()[1]) for listener in listeners]

@@ -1,0 +1,92 @@
+"""The mirror of a run in W&B, with a W&B that is slow, broken or away."""
+
+import threading
+from types import SimpleNamespace
+
+from ring_ray.tracking import Tracker
+from ring_ray.tracking.wandb import WandbSink
+from tests.unit.test_tracking import balanced_metrics, read_jsonl, run_config
+
+
+class StubRun:
+    """A W&B run that is there, and takes everything."""
+
+    offline, id = True, "1"
+    settings = SimpleNamespace(sync_dir="runs/wandb/offline-run-1")
+
+    def __init__(self) -> None:
+        self.rows, self.exit_codes = [], []
+
+    def define_metric(self, *_, **__): ...
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def finish(self, exit_code):
+        self.exit_codes.append(exit_code)
+
+
+def test_wandb_is_only_queued_for_and_waited_for_at_the_end(tmp_path, monkeypatch):
+    stub, started = StubRun(), threading.Event()
+
+    def slow(**_):
+        assert started.wait(60)
+        return stub
+
+    monkeypatch.setattr("wandb.init", slow)
+    said = []
+    sink = WandbSink(run_config(tmp_path, wandb="offline"), said.append)
+    for step in (1, 2):
+        sink.log({"step": step})  # returns while W&B has not even begun
+    assert stub.rows == []
+    started.set()
+    sink.close(failed=True)
+    assert stub.rows == [{"step": 1}, {"step": 2}]
+    assert stub.exit_codes == [1]
+    assert said == ["W&B: this run is on disk only, send it with: wandb sync runs/wandb/offline-run-1"]
+
+
+def test_failures_of_wandb_are_counted_said_once_and_stop_nothing(tmp_path, monkeypatch, caplog):
+    class BrokenRun(StubRun):
+        def log(self, row):
+            raise ConnectionError("the service is gone")
+
+        def finish(self, exit_code):
+            raise ConnectionError("the service is gone")
+
+    monkeypatch.setattr("wandb.init", lambda **_: BrokenRun())
+    said = []
+    sink = WandbSink(run_config(tmp_path, wandb="offline"), said.append)
+    for step in (1, 2):
+        sink.log({"step": step})
+    sink.close(failed=True)
+    assert sink.failures == 3
+    assert [record.message for record in caplog.records if record.name.startswith("ring_ray")] == [
+        "W&B: the service is gone. The run goes on; metrics.jsonl has every step."
+    ]
+    assert len(said) == 1  # how to send what there is
+
+
+def test_a_wandb_that_does_not_start_stops_nothing(tmp_path, monkeypatch, caplog):
+    def refuse(**_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("wandb.init", refuse)
+    with Tracker(run_config(tmp_path, wandb="offline")) as tracker:
+        tracker.log(balanced_metrics(1))
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+    assert "no space left" in caplog.text
+
+
+def test_wandb_online_without_a_key_says_so_and_stays_offline(tmp_path, monkeypatch, caplog):
+    modes = []
+
+    def init(mode, **_):
+        modes.append(mode)
+        return StubRun()
+
+    monkeypatch.setattr("wandb.init", init)
+    monkeypatch.setattr("wandb.login", lambda **_: False)
+    WandbSink(run_config(tmp_path, wandb="online"), lambda _: None).close(failed=False)
+    assert modes == ["offline"]
+    assert "`wandb login`" in caplog.text
