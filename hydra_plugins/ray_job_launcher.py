@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from ring_ray.compose import sweep_group, to_run_config
 from ring_ray.config import ConfigError, RunConfig
-from ring_ray.sweep import JobRecord, State, SweepJob, accuracy, command, launch_sweep
+
+if TYPE_CHECKING:
+    from ring_ray.sweep import JobRecord, SweepJob
 
 
 @dataclass
@@ -45,11 +47,13 @@ class RayJobLauncher(Launcher):
         self._loader, self._config = hydra_context.config_loader, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from ring_ray.sweep import launch_sweep  # Hydra imports this file whatever it is to do, and Ray takes seconds
+
         setup_globals()
         made = [self._job(number, overrides) for number, overrides in enumerate(job_overrides, initial_job_idx)]
         try:
             records = launch_sweep([job for job, _ in made], working_dir=self._working_dir, **self._options)
-        except (ConfigError, ConnectionError) as error:
+        except (ConfigError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             sys.exit(2)
         except KeyboardInterrupt:
@@ -57,8 +61,10 @@ class RayJobLauncher(Launcher):
             sys.exit(130)
         return [_filled(returned, record) for record, (_, returned) in zip(records, made, strict=True)]
 
-    def _job(self, number: int, overrides: Sequence[str]) -> tuple[SweepJob, JobReturn]:
+    def _job(self, number: int, overrides: Sequence[str]) -> "tuple[SweepJob, JobReturn]":
         """The job that is made by ``overrides``, and Hydra's account of it, still without a result."""
+        from ring_ray.sweep import SweepJob, command
+
         own = tuple(filter_overrides(overrides))
         task, hydra_config = self._compose(number, overrides)
         hydra = hydra_config.hydra
@@ -109,8 +115,10 @@ def _checked(composed: DictConfig) -> RunConfig | ConfigError:
         return error
 
 
-def _filled(returned: JobReturn, record: JobRecord) -> JobReturn:
+def _filled(returned: JobReturn, record: "JobRecord") -> JobReturn:
     """A sweeper that optimizes gets the accuracy; one that does not ends with an error if a job failed."""
+    from ring_ray.sweep import State, accuracy
+
     if record.state is State.FAILED:
         returned.status = JobStatus.FAILED
         returned.return_value = CompactHydraException(f"job {record.job.number} failed: {record.error}")

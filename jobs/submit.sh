@@ -53,13 +53,16 @@ cd "$(dirname "$0")/.."
 ray job submit --submission-id "$id" --no-wait --runtime-env jobs/runtime_env.yaml --working-dir . \
     -- python jobs/train.py "$@"
 if [ "$wait" = false ]; then exit; fi
-ray job logs --follow "$id"
+ray job logs --follow "$id" || echo "the log is cut off; waiting for the job to end" >&2
 # Ray's commands tell success from failure, but not the run's own status.
 python - "$id" <<'END'
 import sys
+import time
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-job = JobSubmissionClient().get_job_info(sys.argv[1])
+client = JobSubmissionClient()
+while not (job := client.get_job_info(sys.argv[1])).status.is_terminal():
+    time.sleep(2)
 if job.status == JobStatus.STOPPED:
     sys.exit(143)
 sys.exit(1 if job.driver_exit_code is None else job.driver_exit_code)

@@ -52,12 +52,13 @@ def launch(config: RunConfig) -> float:
     check_budget(config.algo, len(prompts), config.rollout.max_response_tokens)
     cold = config.sft.enabled == "always" or (config.sft.enabled == "auto" and fresh)
     course = prepare_course(config, prompts, tokenizer) if cold else None
-    OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
     report = run_dir / "report.html"
-    report.unlink(missing_ok=True)  # this and the models may be an earlier run's
-    for stage in Stages.MODELS:
-        shutil.rmtree(run_dir / stage, ignore_errors=True)
     with Tracker(config, sinks=[RayGauges(run_dir.name)]) as tracker:
+        report.unlink(missing_ok=True)  # this and the models may be an earlier run's
+        for stage in Stages.MODELS:
+            shutil.rmtree(run_dir / stage, ignore_errors=True)
+        # Once the tracker has removed an earlier run's summary, which must not pass for this config's.
+        OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
         tracker.stage(f"starting Ray, vLLM and DeepSpeed; everything is written to {run_dir}")
         try:
             with ray_session(config.cluster):

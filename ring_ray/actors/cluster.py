@@ -21,7 +21,7 @@ from ring_ray.actors.policy import PolicyGang, PolicyWorker
 from ring_ray.actors.reference import ReferencePool, ReferenceWorker
 from ring_ray.actors.reward import RewardPool, RewardWorker
 from ring_ray.actors.rollout import RolloutPool, RolloutWorker
-from ring_ray.config import ClusterConfig, ConfigError, RoleResources, RunConfig
+from ring_ray.config import ClusterConfig, ConfigError, RoleResources, RunConfig, require
 from ring_ray.roles import Roles
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,13 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     variables = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in submitted}
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
+        require(
+            not address.startswith(("http://", "https://")),
+            "cluster.address",
+            address,
+            "(or RAY_ADDRESS) is a dashboard's, for jobs/submit.sh and hydra/launcher=ray_job; a run started "
+            "here joins a cluster by HEAD:6379, or starts its own without an address",
+        )
         try:
             ray.init(address=address, runtime_env={"env_vars": variables}, log_to_driver=False)
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:

@@ -15,6 +15,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import StateApiClient
 from ray.util.state.common import ListApiOptions, StateResource
+from ray.util.state.exception import RayStateApiException
 
 JobState: TypeAlias = Literal["running", "succeeded", "failed", "stopped"]
 
@@ -37,32 +38,39 @@ class JobServer:
     def __init__(self, address: str, runtime_env: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         """``runtime_env`` is Ray's: what the jobs run in. ``headers`` are those of each request."""
         self._runtime_env = dict(runtime_env)
-        try:
+        with _answered(address):
             self._client = JobSubmissionClient(address, headers=dict(headers))
-        except AuthenticationError as error:
-            raise ConnectionError(f"{address}: {error}") from error
         self._states = StateApiClient(address, headers={"Content-Type": "application/json", **headers})
 
     def nodes(self) -> list[dict[str, float]]:
         """What each node of the cluster has, by Ray's names."""
         alive = ListApiOptions(limit=MAX_NODES, filters=[("state", "=", "ALIVE")])
-        nodes: Any = self._states.list(StateResource.NODES, alive, raise_on_missing_output=True)
+        with _answered("nodes"):
+            nodes: Any = self._states.list(StateResource.NODES, alive, raise_on_missing_output=True)
         return [node.resources_total for node in nodes]
 
-    def submit(self, command: str, name: str) -> str:
-        """Start a shell command that takes no resources itself. Returns its id; RuntimeError where Ray refuses it."""
+    def submit(self, job: str, command: str, name: str) -> None:
+        """Start a shell command that takes no resources itself; nothing where ``job`` was started before.
+
+        Raises RuntimeError where Ray refuses it.
+        """
         deadline = time.monotonic() + AGENT_SECONDS
         while True:
             try:
-                return self._client.submit_job(
-                    entrypoint=command, runtime_env=self._runtime_env, metadata={"job_name": name}
+                self._client.submit_job(
+                    submission_id=job, entrypoint=command, runtime_env=self._runtime_env, metadata={"job_name": name}
                 )
             except RuntimeError as error:
+                if "already exists" in str(error):  # an earlier answer got lost
+                    return
                 if "No available agent" not in str(error) or time.monotonic() > deadline:
                     raise
+            else:
+                return
 
     def state(self, job: str) -> JobState:
-        return STATES[self._client.get_job_status(job)]
+        with _answered(job):
+            return STATES[self._client.get_job_status(job)]
 
     def logs(self, job: str) -> str:
         """What the job printed; where it never ran, why."""
@@ -70,11 +78,22 @@ class JobServer:
             log = self._client.get_job_logs(job)
         except RuntimeError:  # the node that ran it is gone
             log = ""
-        return log or self._client.get_job_info(job).message or ""
+        with _answered(job):
+            return log or self._client.get_job_info(job).message or ""
 
     def stop(self, job: str) -> None:
         """Have a job end; it has not yet when this returns."""
-        self._client.stop_job(job)
+        with _answered(job):
+            self._client.stop_job(job)
+
+
+@contextmanager
+def _answered(what: str) -> Iterator[None]:
+    """Ray's clients have an error of their own for an answer that is none."""
+    try:
+        yield
+    except (RuntimeError, ValueError, AuthenticationError, RayStateApiException) as error:
+        raise ConnectionError(f"{what}: {error}") from error
 
 
 @contextmanager

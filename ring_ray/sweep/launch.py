@@ -47,7 +47,7 @@ def launch_sweep(
     environment: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "jobs" / "runtime_env.yaml"))
     if working_dir is not None:
         environment["working_dir"] = working_dir
-    with job_server(address, environment) as server, interruptible(poll_seconds) as pause:
+    with interruptible(poll_seconds) as pause, job_server(address, environment) as server:
         sweep = Sweep(jobs, server, max_parallel=max_parallel)
         with SweepView(sweep, Console(stderr=True)) as view:
             follow(sweep, view, pause)
@@ -75,7 +75,7 @@ def follow(sweep: Sweep, view: SweepView, pause: Callable[[], bool]) -> None:
 
 @contextmanager
 def interruptible(seconds: float) -> Iterator[Callable[[], bool]]:
-    """A pause of ``seconds``, which SIGINT and SIGTERM end: it returns whether one came.
+    """A pause of ``seconds``, which SIGINT, SIGTERM and SIGHUP end: it returns whether one came.
 
     The first does not raise, so that it can't break into a submission and leave a job that nobody knows. The second
     does, in case the cluster does not answer.
@@ -93,7 +93,7 @@ def interruptible(seconds: float) -> Iterator[Callable[[], bool]]:
             return False
         return True
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield pause
     finally:

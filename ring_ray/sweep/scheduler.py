@@ -1,10 +1,12 @@
 """Which job of a sweep starts when. Plain Python: a test drives it with a client and a clock of its own."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from secrets import token_hex
 from typing import Protocol
 
 from ring_ray.actors.job_server import JobState
@@ -21,8 +23,8 @@ class JobClient(Protocol):
     def nodes(self) -> list[dict[str, float]]:
         """What each node has, by Ray's names: {"CPU": 8.0, "GPU": 1.0}."""
 
-    def submit(self, command: str, name: str) -> str:
-        """Start a command. Returns its id. Raises RuntimeError where it is refused."""
+    def submit(self, job: str, command: str, name: str) -> None:
+        """Start a command under the id ``job``, once, however often it is asked. RuntimeError where it is refused."""
 
     def state(self, job: str) -> JobState: ...
 
@@ -60,9 +62,9 @@ class JobRecord:
     state: State = State.QUEUED
     error: str = ""  # why it failed
     bundles: tuple[Bundle, ...] = ()  # what its actors need
-    id: str = ""  # the client's, once it was submitted
+    id: str = ""  # of the client's job, which is there once it was submitted
     held: tuple[Bundle, ...] = ()  # of each node, while it runs
-    started: float = 0.0  # seconds, by the sweep's clock
+    started: float | None = None  # seconds, by the sweep's clock
     ended: float | None = None
 
     def fail(self, error: str) -> None:
@@ -97,9 +99,13 @@ class Sweep:
         return bool(self._in(State.RUNNING) or (self._in(State.QUEUED) and not self.stopped))
 
     def advance(self) -> None:
-        """See once how the running jobs are, and start those that have room now."""
+        """See once how the running jobs are, and start those that have room now.
+
+        Raises OSError where the cluster has not answered for `PATIENCE_SECONDS`.
+        """
         for record in self._in(State.RUNNING):
-            self._look_at(record)
+            with self._patience():
+                self._look_at(record)
         if self.stopped:
             return
         for record in self._in(State.QUEUED):
@@ -107,17 +113,29 @@ class Sweep:
                 return
             left = first_fit(record.bundles, self._free)
             if left is not None:
-                self._start(record, left)
+                with self._patience():
+                    self._start(record, left)
 
     def stop(self) -> None:
-        """Start nothing any more and have what runs end: `advance` until nothing is `active`."""
+        """Start nothing any more and have what runs end: `advance` until nothing is `active`.
+
+        Raises OSError, with the jobs that may still run, where the cluster did not answer for some.
+        """
         self.stopped = True
-        for record in self._in(State.RUNNING):
-            self._client.stop(record.id)
+        unheard = []
+        for record in (*self._in(State.RUNNING), *self._in(State.QUEUED)):
+            if not record.id:  # never submitted; a queued one that was may run, its answer lost
+                continue
+            try:
+                self._client.stop(record.id)
+            except OSError as error:
+                unheard.append(f"{record.id} ({error})")
+        if unheard:
+            raise ConnectionError(f"these jobs may still run: {', '.join(unheard)}")
 
     def minutes(self, record: JobRecord) -> float | None:
         """For how long a job has run; None if it has not."""
-        if not record.id:
+        if record.started is None:
             return None
         return ((self._clock() if record.ended is None else record.ended) - record.started) / 60
 
@@ -125,30 +143,38 @@ class Sweep:
         return [record for record in self.records if record.state is state]
 
     def _start(self, record: JobRecord, left: tuple[Bundle, ...]) -> None:
-        for name in ("summary.json", "metrics.jsonl"):  # of an earlier run: from now on they are this job's
-            (record.job.directory / name).unlink(missing_ok=True)
+        if not record.id:
+            # Chosen here: a job whose submission was accepted, but not answered, must not be started again.
+            record.id = f"{record.job.name.replace(' ', '-')}-{token_hex(4)}"
+            for name in ("summary.json", "metrics.jsonl"):  # of an earlier run: from now on they are this job's
+                (record.job.directory / name).unlink(missing_ok=True)
         try:
-            record.id = self._client.submit(record.job.command, record.job.name)
+            self._client.submit(record.id, record.job.command, record.job.name)
         except RuntimeError as error:
             record.fail(str(error))
             return
+        self._answered = self._clock()
         record.held = tuple(free - rest for free, rest in zip(self._free, left, strict=True))
         record.state, record.started, self._free = State.RUNNING, self._clock(), left
 
-    def _look_at(self, record: JobRecord) -> None:
+    @contextmanager
+    def _patience(self) -> Iterator[None]:
         try:
-            state = self._client.state(record.id)
+            yield
         except OSError:
             if self._clock() - self._answered > PATIENCE_SECONDS:
                 raise
-            return
+
+    def _look_at(self, record: JobRecord) -> None:
+        state = self._client.state(record.id)
+        log = self._client.logs(record.id) if state == "failed" else ""
         self._answered = self._clock()
         if state == "running":
             return
         if state == "succeeded":
             record.state = State.DONE
         else:
-            record.fail("it was stopped" if state == "stopped" else error_in(self._client.logs(record.id)))
+            record.fail("it was stopped" if state == "stopped" else error_in(log))
         record.ended = self._clock()
         self._free = tuple(free + held for free, held in zip(self._free, record.held, strict=True))
 

@@ -1,5 +1,6 @@
 """What is in use on the node that the controller runs on, whoever uses it."""
 
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -21,10 +22,10 @@ class HostMeter:
             "sys/cpu_percent": psutil.cpu_percent(),
             "sys/memory_used_gib": psutil.virtual_memory().used / GIB,
         }
-        return host | {
-            f"sys/gpu{index}_memory_used_gib": pynvml.nvmlDeviceGetMemoryInfo(gpu).used / GIB
-            for index, gpu in enumerate(self._gpus)
-        }
+        for index, gpu in enumerate(self._gpus):
+            with suppress(pynvml.NVMLError):  # not every GPU, nor every part of one, tells
+                host[f"sys/gpu{index}_memory_used_gib"] = pynvml.nvmlDeviceGetMemoryInfo(gpu).used / GIB
+        return host
 
 
 def gpus() -> list[Any]:

@@ -39,6 +39,7 @@ def refused(run_dir: Path, message: str, *overrides: str) -> None:
         ("algo.token_budget=1000000000", "algo.token_budget=1000000000"),
         ("algo.group_size=1", "algo.group_size=1"),
         ("cluster.policy.cpus=1000", "asked  available"),
+        ("cluster.address=http://127.0.0.1:8265", "cluster.address='http"),
         ("rollout.max_prompt_tokens=4", "rollout.max_prompt_tokens=4"),
         ("rollout.max_response_tokens=4096", "rollout.max_response_tokens=4096"),
     ],

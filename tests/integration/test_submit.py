@@ -10,7 +10,7 @@ from tests.integration.local_cluster import LocalCluster, local_cluster
 from tests.integration.test_train import SMALL, read_steps
 
 QUICK = (*SMALL, "sft.enabled=never", "evaluation.prompts=2")
-ENGINES = r"EngineCore|^ray::(policy|rollout|reward|reference|buffer)"
+ENGINES = r"EngineCore|^ray::(Policy|Rollout|Reward|Reference|Buffer)Worker"
 
 
 @pytest.fixture(scope="module")

@@ -261,9 +261,10 @@ def make_sample(rollout: Rollout, reward: Reward) -> RolloutSample:
 class StepList:
     def __init__(self) -> None:
         self.steps: list[StepMetrics] = []
+        self.samples: dict[int, Many[RolloutSample]] = {}  # by step
 
     def log(self, metrics: StepMetrics) -> None:
         self.steps.append(metrics)
 
     def rollouts(self, step: int, samples: Many[RolloutSample]) -> None:
-        return None
+        self.samples[step] = samples

@@ -3,7 +3,9 @@
 import asyncio
 import math
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from tests.unit.fakes import (
     LocalBuffer,
     StepList,
 )
+from tests.unit.test_packing import make_sequence
 
 
 def run(
@@ -37,8 +40,9 @@ def run(
     policy: FakePolicy | None = None,
     verify: bool = False,
     take_turns: bool = False,
+    log: StepList | None = None,
 ) -> tuple[list[StepMetrics], FakePolicy, LocalBuffer]:
-    policy, log = policy or FakePolicy(), StepList()
+    policy, log = policy or FakePolicy(), log or StepList()
     buffer = LocalBuffer(algo)
 
     async def go() -> None:
@@ -150,6 +154,20 @@ def test_reference_logprobs_reach_the_policy() -> None:
     _, policy, _ = run(AlgoConfig(token_budget=50, kl_coefficient=1e-3), reference=FakeReference())
     for batch, logprobs in zip(policy.batches, policy.references, strict=True):
         assert [len(values) for values in logprobs] == [len(segment) for segment in batch.segments]  # type: ignore[attr-defined]
+
+
+def test_each_step_hands_on_samples_of_what_was_scored_during_it() -> None:
+    log, reward = StepList(), FakeReward()
+    evaluated = Rollout(
+        prompt=replace(FakePrompts().next(), index=-1), sequences=(make_sequence(np.random.default_rng(0), 3, 5),)
+    )
+    asyncio.run(reward.score(RolloutRef(evaluated)))  # belongs to no step
+    run(AlgoConfig(token_budget=300, group_size=4), reward=reward, log=log)
+    assert [*log.samples] == [1, 2, 3, 4, 5]
+    indices = [sample.prompt_index for samples in log.samples.values() for sample in samples]
+    assert indices
+    assert -1 not in indices
+    assert len(set(indices)) == len(indices)
 
 
 def test_grpo_takes_whole_groups() -> None:

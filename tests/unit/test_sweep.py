@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.plugins import Plugins
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -55,33 +54,39 @@ class Clock:
 
 
 class Cluster:
-    """A job client whose jobs end when the test says so; a job's id is its command."""
+    """A job client whose jobs end when the test says so. While it is silent it hears, but does not answer."""
 
     def __init__(self, *cores: float) -> None:
         self.cores, self.submitted = cores, list[str]()
-        self.states, self.log = dict[str, JobState](), dict[str, str]()
+        self.states, self.log = dict[str, JobState](), dict[str, str]()  # by command
+        self.commands = dict[str, str]()  # by job
         self.refused, self.silent = set[str](), False
 
     def nodes(self) -> list[dict[str, float]]:
         return [{"CPU": cores, "memory": 1.0} for cores in self.cores]
 
-    def submit(self, command: str, name: str) -> str:
+    def submit(self, job: str, command: str, name: str) -> None:
         if command in self.refused:
             raise RuntimeError(f"refused {name}")
-        self.submitted.append(command)
-        self.states[command] = "running"
-        return command
+        self.commands[job] = command
+        if command not in self.submitted:
+            self.submitted.append(command)
+            self.states[command] = "running"
+        if self.silent:
+            raise OSError("no answer")
 
     def state(self, job: str) -> JobState:
         if self.silent:
             raise OSError("no answer")
-        return self.states[job]
+        return self.states[self.commands[job]]
 
     def logs(self, job: str) -> str:
-        return self.log[job]
+        return self.log[self.commands[job]]
 
     def stop(self, job: str) -> None:
-        self.log[job] = "asked to stop"
+        self.log[self.commands[job]] = "asked to stop"
+        if self.silent:
+            raise OSError("no answer")
 
     def end(self, number: int, state: JobState = "succeeded", log: str = "") -> None:
         self.states[f"run {number}"], self.log[f"run {number}"] = state, log
@@ -214,6 +219,27 @@ def test_a_cluster_that_is_silent_for_a_while_is_waited_for() -> None:
     clock.now += 1
     with pytest.raises(OSError, match="no answer"):
         sweep.advance()
+
+
+def test_a_job_whose_submission_was_not_answered_is_started_once() -> None:
+    cluster = Cluster(2.0)
+    sweep = Sweep([make_job(0)], cluster)
+    cluster.silent = True
+    sweep.advance()
+    assert states(sweep) == ["queued"]
+    cluster.silent = False
+    sweep.advance()
+    assert (states(sweep), cluster.submitted, len(cluster.commands)) == (["running"], ["run 0"], 1)
+
+
+def test_every_job_is_asked_to_stop_and_those_that_were_not_heard_of_are_named() -> None:
+    cluster = Cluster(4.0)
+    sweep = Sweep([make_job(0), make_job(1)], cluster)
+    sweep.advance()
+    cluster.silent = True
+    with pytest.raises(OSError, match=f"{sweep.records[0].id}.*{sweep.records[1].id}"):
+        sweep.stop()
+    assert cluster.log == {"run 0": "asked to stop", "run 1": "asked to stop"}
 
 
 def test_a_stopped_sweep_starts_nothing_and_waits_for_what_runs() -> None:
@@ -419,11 +445,8 @@ class Launches:
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
-    Plugins.instance()  # Hydra runs the plugin's file, and would undo what is patched before
-    from hydra_plugins import ray_job_launcher
-
     stand_in = Launches()
-    monkeypatch.setattr(ray_job_launcher, "launch_sweep", stand_in)
+    monkeypatch.setattr("ring_ray.sweep.launch_sweep", stand_in)
     return stand_in
 
 
@@ -513,7 +536,6 @@ def test_optuna_maximizes_the_accuracy_on_held_out_prompts(
     launches: Launches, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    from hydra_plugins import ray_job_launcher
 
     def launch(jobs: Sequence[SweepJob], **options: Any) -> tuple[JobRecord, ...]:
         for job in jobs:
@@ -521,7 +543,7 @@ def test_optuna_maximizes_the_accuracy_on_held_out_prompts(
             leave_result(job.directory, job.config, 0.9 - abs(job.config.seed - 3) / 10)
         return launches(jobs, **options)
 
-    monkeypatch.setattr(ray_job_launcher, "launch_sweep", launch)
+    monkeypatch.setattr("ring_ray.sweep.launch_sweep", launch)
     multirun(
         monkeypatch, "hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.n_trials=5",
         "hydra.sweeper.n_jobs=2", "hydra/sweeper/sampler=grid", "seed=1,2,3,4,5", f"hydra.sweep.dir={tmp_path}",
