@@ -119,7 +119,7 @@ def _local_cluster(runtime_env: Mapping[str, Any]) -> Iterator[JobServer]:
     `ray start` rather than ray.init, which leaves the port of the agent that runs jobs fixed: there may be another Ray.
     """
     token = secrets.token_hex(32)
-    dashboard, client = _free_ports(2)
+    dashboard, client = free_ports(2)
     ports = (f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--dashboard-agent-listen-port=0")
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     with TemporaryFile("w+") as output:
@@ -155,7 +155,7 @@ def _ready(
     return None
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Different ports that nobody listens on."""
     with ExitStack() as stack:
         listeners = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -6,7 +6,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from ring_ray.actors.job_server import free_ports
 from tests.integration.commands import MARK, ROOT
 
 PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
@@ -127,12 +127,3 @@ def _end(cluster: LocalCluster, head: "subprocess.Popen[str]") -> None:
     for process in cluster.processes(""):
         process.kill()
     assert left == []
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on."""
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("", 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
