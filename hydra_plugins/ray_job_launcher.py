@@ -70,6 +70,7 @@ class RayJobLauncher(Launcher):
         hydra = hydra_config.hydra
         group = sweep_group(task.tracking.group, hydra.sweep.dir)
         given = [
+            *_sources(hydra),
             *own,
             "hydra.mode=RUN",  # a config that asks for a sweep asked for this one
             f"hydra.run.dir={_quoted(hydra.runtime.output_dir)}",
@@ -106,6 +107,16 @@ class RayJobLauncher(Launcher):
             return task, hydra_config
         finally:
             HydraConfig.instance().cfg = before
+
+
+def _sources(hydra: Any) -> list[str]:
+    """The arguments that have a run read the config files that the sweep was composed from."""
+    directories = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    return [
+        f"--config-name={hydra.job.config_name}",
+        *(f"--config-dir={directory}" for directory in directories),
+        *(override for override in hydra.overrides.hydra if override.startswith("hydra.searchpath=")),
+    ]
 
 
 def _checked(composed: DictConfig) -> RunConfig | ConfigError:

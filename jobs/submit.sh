@@ -50,8 +50,15 @@ done
 export RAY_API_SERVER_ADDRESS=$address # Ray's commands heed it more than their own --address
 
 cd "$(dirname "$0")/.."
+# The copy that Ray uploads is without .git; W&B takes the commit from here. The remote's address may hold a password.
+commit=()
+if git rev-parse HEAD >/dev/null 2>&1; then
+    commit=("WANDB_GIT_COMMIT=$(git rev-parse HEAD)")
+    remote=$(git remote get-url origin 2>/dev/null | sed -E 's#//[^/@]*@#//#' || true)
+    if [ -n "$remote" ]; then commit+=("WANDB_GIT_REMOTE_URL=$remote"); fi
+fi
 ray job submit --submission-id "$id" --no-wait --runtime-env jobs/runtime_env.yaml --working-dir . \
-    -- python jobs/train.py "$@"
+    -- env "${commit[@]}" python jobs/train.py "$@"
 if [ "$wait" = false ]; then exit; fi
 ray job logs --follow "$id" || echo "the log is cut off; waiting for the job to end" >&2
 # Ray's commands tell success from failure, but not the run's own status.

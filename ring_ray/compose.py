@@ -2,12 +2,14 @@
 
 import os
 import re
+import select
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -55,12 +57,14 @@ def composed(overrides: list[str]) -> RunConfig:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             # Hydra names the run's directory when it runs something.
             return to_run_config(hydra.compose("config", overrides=["run_dir=outputs", *overrides]))
-    except HydraException as error:
+    except (HydraException, yaml.MarkedYAMLError) as error:
         raise ConfigError(_explained(error)) from error
 
 
 def _explained(error: Exception) -> str:
-    """What Hydra or OmegaConf refused: the file where it was in one, the key, and the nearest names that exist."""
+    """What YAML, Hydra or OmegaConf refused: the file where it was in one, the key, the nearest names that exist."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: not YAML: {error.problem}"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name}: must be one of {', '.join(error.options)}{did_you_mean(name, error.options)}"
@@ -113,7 +117,22 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here, not to its own way of printing them
     try:
         _run()
-    except HydraException as error:
+        sys.stdout.flush()
+    except (HydraException, yaml.MarkedYAMLError) as error:
         print(f"error: {_explained(error)}", file=sys.stderr)  # noqa: T201
-        mistake = isinstance(error, ConfigCompositionException | OverrideParseException)
+        mistake = isinstance(error, ConfigCompositionException | OverrideParseException | yaml.MarkedYAMLError)
         sys.exit(2 if mistake else 1)  # a sweep with a failed job ends with a HydraException as well
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        sys.exit(1)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads what is printed any more, as in ``--help | head``; what is left is then thrown away."""
+    reader = select.poll()
+    reader.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in reader.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

@@ -8,9 +8,18 @@ from ring_ray.config.algo import AlgoConfig
 from ring_ray.config.check import ConfigError, did_you_mean, require, require_one_of
 from ring_ray.config.cluster import ClusterConfig, Device, RoleResources
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
-from ring_ray.config.run import DataConfig, EvaluationConfig, RewardConfig, RunConfig, SftConfig, TrackingConfig
+from ring_ray.config.run import (
+    WANDB_MODES,
+    DataConfig,
+    EvaluationConfig,
+    RewardConfig,
+    RunConfig,
+    SftConfig,
+    TrackingConfig,
+)
 
 __all__ = [
+    "WANDB_MODES",
     "AlgoConfig",
     "ClusterConfig",
     "ConfigError",

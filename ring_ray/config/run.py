@@ -78,23 +78,29 @@ class RewardConfig:
         require(self.timeout_seconds > 0, "reward.timeout_seconds", self.timeout_seconds, "must be above 0")
 
 
+WANDB_MODES = ("online", "offline", "disabled")
+
+
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
     """Where a run's numbers go."""
 
     project: str = key("ring_ray", "Project in W&B.")
+    entity: str | None = key(None, "Team or user in W&B that the run belongs to; null is the key's own.")
     wandb: str = key(
-        "auto", "W&B is `auto` (online where a key is configured, else offline), `online`, `offline` or `disabled`."
+        "auto",
+        "W&B is `online`, `offline`, `disabled`, or `auto`: what WANDB_MODE says, else online where a key is "
+        "configured and offline where none is.",
     )
     group: str | None = key(None, "Group of runs in W&B; a sweep names its own.")
     job_number: int | None = key(None, "Number of this run in its sweep; the sweep sets it.")
     overrides: list[str] = key([], "What the command line changed; jobs/train.py fills it in.")
     artifacts: bool = key(False, "Upload the models to W&B.")
     sampled_rollouts: int = key(4, "Responses of each step that are kept for people to read; 0 for none.")
-    progress: bool = key(True, "A line a step on stderr and, on a terminal, a bar.")
+    progress: bool = key(True, "A line a step on stderr and, on a terminal, a bar; stages are told in any case.")
 
     def __post_init__(self) -> None:
-        require_one_of(("auto", "online", "offline", "disabled"), "tracking.wandb", self.wandb)
+        require_one_of(("auto", *WANDB_MODES), "tracking.wandb", self.wandb)
         require(self.sampled_rollouts >= 0, "tracking.sampled_rollouts", self.sampled_rollouts, "must not be negative")
 
 

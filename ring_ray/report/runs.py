@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,8 @@ def _read_run(directory: Path, name: str) -> Run:
     rows = [_parse(line, NEEDED_METRICS, f"{METRICS_FILE}:{number}") for number, line in enumerate(lines, 1)]
     if not rows:
         raise ReportError(f"{METRICS_FILE} is empty: the run has not finished its first step")
-    text = config.read_text() if config.is_file() else None
+    # Without the directory: a report is passed on, and its readers have no use for a path of this machine.
+    text = re.sub(r"^run_dir:.*\n", "", config.read_text(), flags=re.MULTILINE) if config.is_file() else None
     return Run(
         name=name,
         rows=rows,

@@ -1,7 +1,9 @@
 """A sweep from its jobs to their records, on a running cluster or on one of its own."""
 
+import re
 import shlex
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +24,26 @@ ROOT = Path(__file__).parents[2]
 TRAIN = Path("jobs", "train.py")
 
 
-def command(python: str, overrides: Sequence[str], directory: Path | None) -> str:
+def command(python: str, arguments: Sequence[str], directory: Path | None) -> str:
     """The shell command of one run: in ``directory`` with this checkout's code, or where that is None in a copy."""
-    train = "exec " + shlex.join([python, str(TRAIN if directory is None else ROOT / TRAIN), *overrides])
+    train = "exec " + shlex.join([python, str(TRAIN if directory is None else ROOT / TRAIN), *arguments])
     return train if directory is None else f"cd {shlex.quote(str(directory))} && {train}"
+
+
+def git_variables(checkout: Path) -> dict[str, str]:
+    """The environment variables that tell W&B the commit of a copy without ``.git``; none where there is no commit."""
+
+    def git(*arguments: str) -> str:
+        asked = subprocess.run(["git", "-C", checkout, *arguments], check=False, capture_output=True, text=True)
+        return asked.stdout.strip()
+
+    try:
+        commit, remote = git("rev-parse", "--verify", "--quiet", "HEAD"), git("remote", "get-url", "origin")
+    except FileNotFoundError:  # no git on this machine
+        return {}
+    address = re.sub(r"//[^/@]*@", "//", remote)  # which may hold a password
+    found = {"WANDB_GIT_COMMIT": commit, "WANDB_GIT_REMOTE_URL": address}
+    return {name: value for name, value in found.items() if value and commit}
 
 
 def launch_sweep(
@@ -47,6 +65,7 @@ def launch_sweep(
     environment: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "jobs" / "runtime_env.yaml"))
     if working_dir is not None:
         environment["working_dir"] = working_dir
+        environment["env_vars"] |= git_variables(Path(working_dir))
     with interruptible(poll_seconds) as pause, job_server(address, environment) as server:
         sweep = Sweep(jobs, server, max_parallel=max_parallel)
         with SweepView(sweep, Console(stderr=True)) as view:

@@ -10,11 +10,15 @@ from ring_ray.metrics import Values
 
 
 class TerminalSink:
-    """A line a step on stderr and, on a terminal, a live bar below; notes of one kind at most every 5 s."""
+    """A line a step on stderr and, on a terminal, a live bar below; notes of one kind at most every 5 s.
 
-    def __init__(self, steps: int, console: Console) -> None:
+    Without ``progress`` only what `say` is told.
+    """
+
+    def __init__(self, steps: int, console: Console, *, progress: bool = True) -> None:
+        self._lines = progress
         columns = (TextColumn("step"), BarColumn(None), MofNCompleteColumn(), TextColumn("eta"), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._progress = Progress(*columns, console=console, disable=not (progress and console.is_terminal))
         self._task = self._progress.add_task("", total=steps, start=False)  # pulses until the first step
         self._progress.start()
         self._last_names, self._last_note = set[str](), time.monotonic()
@@ -23,6 +27,8 @@ class TerminalSink:
         self._progress.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def log(self, values: Values) -> None:
+        if not self._lines:
+            return
         if "step" in values:
             self._progress.start_task(self._task)
             self._progress.advance(self._task)

@@ -15,7 +15,7 @@ from ring_ray.metrics import AccuracyInterval, RunSummary, Values, coefficient_o
 from ring_ray.tracking.files import JsonlFile, rollout_row
 from ring_ray.tracking.host import HostMeter
 from ring_ray.tracking.terminal import TerminalSink
-from ring_ray.tracking.wandb import WandbSink
+from ring_ray.tracking.wandb import WandbSink, wandb_mode
 from ring_ray.types import RolloutSample, StepMetrics
 
 
@@ -41,8 +41,9 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._metrics = JsonlFile(self._directory / "metrics.jsonl")
         self._rollouts = JsonlFile(self._directory / "rollouts.jsonl")
         self._host = HostMeter()
-        self._terminal = TerminalSink(config.train.steps, Console(stderr=True, quiet=not config.tracking.progress))
-        self._wandb = WandbSink(config, self.stage) if config.tracking.wandb != "disabled" else None
+        self._terminal = TerminalSink(config.train.steps, Console(stderr=True), progress=config.tracking.progress)
+        mirrored = wandb_mode(config.tracking.wandb) != "disabled"
+        self._wandb = WandbSink(config, self.stage) if mirrored else None
         self._sinks: list[Sink] = [self._terminal, *sinks, *([self._wandb] if self._wandb else [])]
 
     @property

@@ -1,6 +1,7 @@
 """W&B: a mirror of the run that may be slow, broken or away without the training noticing."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import wandb
 
-from ring_ray.config import RunConfig
+from ring_ray.config import WANDB_MODES, RunConfig
 from ring_ray.metrics import FAMILIES, METRICS, Values
 from ring_ray.tracking.files import Row
 
@@ -23,6 +24,12 @@ Task: TypeAlias = Callable[[wandb.Run], object]
 CHECKOUT = Path(__file__).parents[2]  # where a run's git commit comes from, wherever its directory is
 # How long the end of a run may wait for W&B; what is on disk can be synced later.
 INIT_SECONDS, FINISH_SECONDS, UPLOAD_SECONDS, GRACE_SECONDS = 30, 30, 3600, 30
+
+
+def wandb_mode(wanted: str) -> str:
+    """What ``tracking.wandb`` comes to: "auto" is the mode of WANDB_MODE, if that is one of ours."""
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    return asked if wanted == "auto" and asked in WANDB_MODES else wanted
 
 
 class WandbSink:
@@ -70,6 +77,9 @@ class WandbSink:
             with self._tolerated():
                 if run:
                     task(run)
+        with self._tolerated():
+            # Left to its exit hook, it would raise where `ray job stop` has ended W&B's process.
+            wandb.teardown()
 
     def _start(self) -> wandb.Run:
         wandb.setup(
@@ -90,18 +100,19 @@ class WandbSink:
         return self._init("offline")
 
     def _online(self) -> bool:
-        wanted = self._config.tracking.wandb
+        wanted = wandb_mode(self._config.tracking.wandb)
         if wanted == "offline":
             return False
         key = wandb.login(prompt=False, verify=False)
         if wanted == "online" and not key:
-            raise wandb.Error("tracking.wandb=online, but there is no key: `wandb login` stores one")
+            raise wandb.Error("W&B is to be online, but there is no key: `wandb login` stores one")
         return key
 
     def _init(self, mode: Literal["online", "offline"]) -> wandb.Run:
         config = self._config
         run = wandb.init(
             project=config.tracking.project,
+            entity=config.tracking.entity,
             name=Path(config.run_dir).name,
             group=config.tracking.group,
             job_type="train" if config.tracking.job_number is None else "sweep",
@@ -122,9 +133,6 @@ class WandbSink:
         with self._tolerated():
             run.finish(exit_code=int(failed))  # raises TimeoutError where the network is too slow or gone
             complete = not run.offline
-        with self._tolerated():
-            # Left to its exit hook, it would raise where `ray job stop` has ended W&B's process.
-            wandb.teardown(int(failed))
         if not complete:
             self._say(f"W&B: this run is on disk only, send it with: wandb sync {directory}")
 

@@ -18,6 +18,25 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Processes that were started with ``MARK=mark`` in their environment, and what those started."""
+
+    def mark_of(process: psutil.Process) -> str | None:
+        try:
+            return process.environ().get(MARK)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return None
+
+    return [process for process in psutil.process_iter() if process.pid != os.getpid() and mark_of(process) == mark]
+
+
 @dataclass(frozen=True)
 class Finished:
     status: int
@@ -57,7 +76,7 @@ class Command:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def descendants(self) -> list[psutil.Process]:
-        return [process for process in psutil.process_iter() if self._is_ours(process)]
+        return marked(self.mark)
 
     def finish(self, timeout: float = 280) -> Finished:
         try:
@@ -69,16 +88,10 @@ class Command:
         _, alive = psutil.wait_procs(
             self.descendants(), timeout=20
         )  # Ray's own processes end shortly after their driver
-        left_over = [" ".join(process.cmdline()) for process in alive]
+        left_over = [command_line(process) for process in alive]
         for process in alive:
             process.kill()
         return Finished(self.process.returncode, output, left_over)
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        try:
-            return process.environ().get(MARK) == self.mark
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            return False
 
 
 def train(*overrides: str) -> Finished:

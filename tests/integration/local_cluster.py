@@ -1,4 +1,4 @@
-"""A real Ray cluster of one node, with a job server, on ports and in a directory of its own."""
+"""A real Ray cluster, with a job server, on ports and in a directory of its own; several nodes share this machine."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 import psutil
 
 from ring_ray.actors.job_server import free_ports
-from tests.integration.commands import MARK, ROOT
+from tests.integration.commands import MARK, ROOT, command_line, marked
 
 PORTS = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
 READY_SECONDS = 60
@@ -64,38 +64,39 @@ class LocalCluster:
 
     def processes(self, pattern: str) -> list[psutil.Process]:
         """Those of this cluster and its jobs whose command line matches."""
-        return [process for process in psutil.process_iter() if self._is_ours(process, pattern)]
+        ours = marked(self.environment[MARK])
+        return [process for process in ours if re.search(pattern, command_line(process))]
 
     def wait_until_gone(self, pattern: str, timeout: float = 30) -> list[str]:
         """Command lines that match and are still there when the time is up."""
         _, alive = psutil.wait_procs(self.processes(pattern), timeout=timeout)
-        return [" ".join(process.cmdline()) for process in alive]
-
-    def _is_ours(self, process: psutil.Process, pattern: str) -> bool:
-        try:
-            return process.environ().get(MARK) == self.environment[MARK] and bool(
-                re.search(pattern, " ".join(process.cmdline()))
-            )
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            return False
+        return [command_line(process) for process in alive]
 
 
 @contextmanager
-def local_cluster(cpus: int = 2) -> Iterator[LocalCluster]:
-    """Start the cluster, with token authentication; at the end assert that nothing of it is left."""
+def local_cluster(*cpus: int) -> Iterator[LocalCluster]:
+    """Start a cluster, with token authentication, of nodes that say they have ``cpus`` cores each; by default one of 2.
+
+    At the end assert that nothing of it is left.
+    """
     directory = Path(tempfile.mkdtemp(prefix="ray-test-", dir="/tmp"))  # sockets in it: a longer path is too long
     (home := directory / "home").mkdir()
     ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    cluster = LocalCluster(_environment(ports, home), home)
-    head = cluster.popen(
-        "ray", "start", "--head", "--block", "--disable-usage-stats", f"--num-cpus={cpus}",
-        f"--temp-dir={directory / 'ray'}",
-        *(f"--{name}={port}" for name, port in ports.items()),
-    )  # fmt: skip
+    first, *others = cpus or (2,)
+    environment = _environment(ports, home)
+    if not others:
+        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # whatever its name says: listen on loopback only
+    cluster = LocalCluster(environment, home)
+    start = ("ray", "start", "--block", "--disable-usage-stats")
+    place = ("--head", f"--temp-dir={directory / 'ray'}", *(f"--{name}={port}" for name, port in ports.items()))
+    nodes = [cluster.popen(*start, *place, f"--num-cpus={first}")]
     with ExitStack() as cleanup:
         cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
-        cleanup.callback(_end, cluster, head)
-        _wait_until_ready(cluster, head)
+        cleanup.callback(_end, cluster, nodes)
+        _wait_until_ready(cluster, nodes)
+        for cores in others:
+            nodes.append(cluster.popen(*start, f"--address=127.0.0.1:{ports['port']}", f"--num-cpus={cores}"))
+            _wait_until_ready(cluster, nodes)
         yield cluster
 
 
@@ -107,22 +108,32 @@ def _environment(ports: dict[str, int], home: Path) -> dict[str, str]:
         "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_ADDRESS": f"http://127.0.0.1:{ports['dashboard-port']}",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # of several nodes; without, Ray listens on loopback only
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
 
 
-def _wait_until_ready(cluster: LocalCluster, head: "subprocess.Popen[str]") -> None:
+def _wait_until_ready(cluster: LocalCluster, nodes: "list[subprocess.Popen[str]]") -> None:
     deadline = time.monotonic() + READY_SECONDS
-    while (answer := cluster.run("ray", "job", "list")).returncode != 0:
-        assert head.poll() is None, head.stdout and head.stdout.read()
-        assert time.monotonic() < deadline, answer.stdout
+    while not _ready(cluster, len(nodes)):
+        for node in nodes:
+            assert node.poll() is None, node.stdout and node.stdout.read()
+        assert time.monotonic() < deadline, "the cluster does not start"
+        time.sleep(0.2)
 
 
-def _end(cluster: LocalCluster, head: "subprocess.Popen[str]") -> None:
-    head.send_signal(signal.SIGTERM)
-    head.communicate(timeout=60)
+def _ready(cluster: LocalCluster, nodes: int) -> bool:
+    """Whether the job server answers and knows all nodes."""
+    try:
+        return len(cluster.listed("nodes", "ALIVE")) == nodes and cluster.run("ray", "job", "list").returncode == 0
+    except OSError:  # nobody answers yet
+        return False
+
+
+def _end(cluster: LocalCluster, nodes: "list[subprocess.Popen[str]]") -> None:
+    for node in reversed(nodes):
+        node.send_signal(signal.SIGTERM)
+        node.communicate(timeout=60)
     left = cluster.wait_until_gone("")
     for process in cluster.processes(""):
         process.kill()

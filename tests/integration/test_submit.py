@@ -1,4 +1,4 @@
-"""Runs as jobs of a real Ray cluster: submit, follow, stop, resubmit; what is left afterwards."""
+"""Runs as jobs of a real Ray cluster of two nodes: submit, follow, stop, resubmit; what is left afterwards."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,13 +9,14 @@ import pytest
 from tests.integration.local_cluster import LocalCluster, local_cluster
 from tests.integration.test_train import SMALL, read_steps
 
-QUICK = (*SMALL, "sft.enabled=never", "evaluation.prompts=2")
+# Policy, engine and reference fill the first node, so that buffer and reward worker get the second.
+QUICK = (*SMALL, "sft.enabled=never", "evaluation.prompts=2", "cluster.policy.cpus=1.25")
 ENGINES = r"EngineCore|^ray::(Policy|Rollout|Reward|Reference|Buffer)Worker"
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with local_cluster() as cluster:
+    with local_cluster(2, 1) as cluster:
         yield cluster
 
 
@@ -43,6 +44,8 @@ def test_submit_stop_and_resubmit(cluster: LocalCluster) -> None:
     names = ["buffer 0", "policy rank 0", "reference 0", "reward worker 0", "rollout engine 0"]
     ours = [actor for actor in cluster.listed("actors", "ALIVE") if actor["class_name"].endswith("Worker")]
     assert sorted(actor["name"] for actor in ours) == sorted(actor["repr_name"] for actor in ours) == names
+    node = {actor["name"]: actor["node_id"] for actor in ours}
+    assert node["policy rank 0"] == node["rollout engine 0"] != node["buffer 0"] == node["reward worker 0"]
     assert cluster.processes("EngineCore")
 
     assert cluster.run("ray", "job", "stop", "stopped").returncode == 0

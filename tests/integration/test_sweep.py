@@ -5,9 +5,11 @@ import os
 import shlex
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import psutil
 import pytest
@@ -16,11 +18,10 @@ from omegaconf import OmegaConf
 
 from ring_ray.config import ClusterConfig, RoleResources, RunConfig
 from ring_ray.sweep import JobRecord, SweepJob, launch_sweep
-from tests.integration.commands import Command
+from tests.integration.commands import MARK, Command, command_line, marked
 from tests.integration.local_cluster import local_cluster
 from tests.integration.test_train import SMALL
 
-MARK = "RING_RAY_SWEEP_TEST"
 NO_ROLE = RoleResources(cpus=0.01)
 
 
@@ -32,23 +33,9 @@ def own_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(MARK, str(tmp_path))
 
 
-def marked(tmp_path: Path) -> list[psutil.Process]:
-    """Processes that the sweep's cluster has started and that are still there."""
-    return [process for process in psutil.process_iter() if _mark(process) == str(tmp_path)]
-
-
-def _mark(process: psutil.Process) -> str | None:
-    if process.pid == os.getpid():
-        return None
-    try:
-        return process.environ().get(MARK)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return None
-
-
 def assert_nothing_left(tmp_path: Path) -> None:
-    _, alive = psutil.wait_procs(marked(tmp_path), timeout=20)
-    left_over = [" ".join(process.cmdline()) for process in alive]
+    _, alive = psutil.wait_procs(marked(str(tmp_path)), timeout=20)
+    left_over = [command_line(process) for process in alive]
     for process in alive:
         process.kill()
     assert left_over == []
@@ -84,7 +71,9 @@ def launched(jobs: list[SweepJob]) -> tuple[JobRecord, ...]:
 def test_jobs_of_a_sweep_run_fail_and_are_kept(tmp_path: Path) -> None:
     """Two at a time at most: each asks for more than a third of the cores."""
     cores = float(os.cpu_count() or 1)
-    busy = 'mkdir "../busy-$$" && ls -d ../busy-* | wc -l >> ../together; sleep 0.5; rmdir "../busy-$$"'
+    together = "ls -d ../busy-* | wc -l >> ../together"
+    meet = "for try in $(seq 600); do [ $(ls ../met-* | wc -l) -ge 2 ] && break; sleep 0.1; done"
+    busy = f'mkdir "../busy-$$" && touch "../met-$$"; {meet}; {together}; rmdir "../busy-$$"'
     jobs = [
         job(0, tmp_path, f"{busy}; {DONE}", cpus=0.4 * cores),
         job(1, tmp_path, f"{busy}; echo progress; echo 'error: seed=1: no luck' >&2; exit 2", cpus=0.4 * cores),
@@ -95,7 +84,7 @@ def test_jobs_of_a_sweep_run_fail_and_are_kept(tmp_path: Path) -> None:
     assert [record.state for record in records] == ["done", "failed", "done", "failed"]
     assert records[1].error == "error: seed=1: no luck"
     assert "cluster.policy" in records[3].error
-    assert max(map(int, (tmp_path / "together").read_text().split())) <= 2
+    assert max(map(int, (tmp_path / "together").read_text().split())) == 2
     again = launched([jobs[0], job(1, tmp_path, DONE), jobs[2]])
     assert [record.state for record in again] == ["kept", "done", "kept"]
     assert_nothing_left(tmp_path)
@@ -116,11 +105,24 @@ def test_a_directory_is_uploaded_for_the_jobs_to_run_in(tmp_path: Path) -> None:
     assert_nothing_left(tmp_path)
 
 
-def interrupt_once_there(path: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(os.getpid(), signal.SIGINT)
+@contextmanager
+def interrupted_once_there(path: Path) -> Iterator[None]:
+    """What Ctrl-C does, when ``path`` comes to be within the context."""
+    over = Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            if path.exists():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 @pytest.mark.usefixtures("own_cluster")
@@ -129,11 +131,8 @@ def test_an_interrupted_sweep_stops_its_jobs_and_goes_on_with_what_is_missing(tm
     cores = float(os.cpu_count() or 1)
     tidy = "trap 'touch tidied; exit 1' TERM; touch started; while true; do sleep 0.1; done"
     jobs = [job(0, tmp_path, DONE), job(1, tmp_path, tidy, cpus=0.9 * cores), job(2, tmp_path, DONE, cpus=0.9 * cores)]
-    watch = Thread(target=interrupt_once_there, args=(tmp_path / "1" / "started",))
-    watch.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupted_once_there(tmp_path / "1" / "started"):
         launched(jobs)
-    watch.join()
     assert (tmp_path / "1" / "tidied").exists()
     assert not (tmp_path / "2" / "summary.json").exists()
     assert_nothing_left(tmp_path)
@@ -148,7 +147,7 @@ def test_a_sweep_on_a_running_cluster_with_one_job_that_fails(tmp_path: Path) ->
         "python", "jobs/train.py", "-m", *SMALL, "sft.enabled=never", "rollout.max_response_tokens=24,100000",
         "hydra/launcher=ray_job", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${hydra.job.num}",
     )  # fmt: skip
-    with local_cluster() as cluster:
+    with local_cluster(2, 1) as cluster:
         sweep = cluster.run(*command, timeout=400)
         assert sweep.returncode == 1, sweep.stdout
         assert "Traceback" not in sweep.stdout

@@ -161,6 +161,7 @@ def test_a_mistake_on_the_command_line_is_named(override: str, message: str) -> 
         ),
         ("algo: {token_budget: abc}", "experiment/mine.yaml: algo.token_budget: Value 'abc'"),
         ("defaults: [override /cluster: colocatd]", "cluster=colocatd: must be one of colocated, disaggregated, local"),
+        ("algo: {token_budget: 1", "experiment/mine.yaml:3: not YAML: expected ',' or '}'"),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, message: str) -> None:

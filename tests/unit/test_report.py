@@ -185,6 +185,11 @@ def test_a_comparison_names_the_run_that_broke_a_promise(tmp_path, sweep):
     assert "seed=1: The ledger balanced after every step" in text
 
 
+def test_a_report_tells_its_readers_no_directory_of_the_machine(sweep, comparison):
+    assert str(sweep) in next(sweep.glob("*/config.yaml")).read_text()
+    assert str(sweep) not in comparison
+
+
 def test_a_comparison_shows_where_the_configurations_differ(comparison):
     text = Outline(comparison).sentences
     assert "algo.aggregation budget response" in text

@@ -216,9 +216,10 @@ def test_summary_needs_a_step(tmp_path):
     assert not (tmp_path / "summary.json").exists()
 
 
-def terminal_output(*, terminal: bool) -> str:
+def terminal_output(*, terminal: bool, progress: bool = True) -> str:
     stream = io.StringIO()
-    sink = TerminalSink(3, Console(file=stream, force_terminal=terminal, width=100, color_system=None))
+    console = Console(file=stream, force_terminal=terminal, width=100, color_system=None)
+    sink = TerminalSink(3, console, progress=progress)
     sink.say("cold [start]")
     sink.log({"sft/step": 1, "sft/loss": 2.25})
     sink.log({"sft/step": 2, "sft/loss": 2.0})
@@ -239,6 +240,11 @@ def test_without_a_terminal_there_is_one_line_a_step():
     )
     assert re.match(r"step 3/3 .* eta 0:00:00$", lines[5])
     assert len(lines) == 6
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_without_progress_only_stages_are_told(terminal):
+    assert terminal_output(terminal=terminal, progress=False) == "cold [start]\n"
 
 
 def test_on_a_terminal_there_is_also_a_bar():

@@ -3,8 +3,10 @@
 import threading
 from types import SimpleNamespace
 
+import pytest
+
 from ring_ray.tracking import Tracker
-from ring_ray.tracking.wandb import WandbSink
+from ring_ray.tracking.wandb import WandbSink, wandb_mode
 from tests.unit.test_tracking import balanced_metrics, read_jsonl, run_config
 
 
@@ -90,3 +92,43 @@ def test_wandb_online_without_a_key_says_so_and_stays_offline(tmp_path, monkeypa
     WandbSink(run_config(tmp_path, wandb="online"), lambda _: None).close(failed=False)
     assert modes == ["offline"]
     assert "`wandb login`" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("wanted", "variable", "mode"),
+    [
+        ("auto", None, "auto"),
+        ("auto", "disabled", "disabled"),
+        ("auto", "OFFLINE", "offline"),
+        ("auto", "shared", "auto"),
+        ("online", "disabled", "online"),
+    ],
+)
+def test_auto_is_what_wandbs_own_variable_says(monkeypatch, wanted, variable, mode):
+    if variable is None:
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+    else:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    assert wandb_mode(wanted) == mode
+
+
+def test_a_run_belongs_to_the_entity_it_names(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr("wandb.init", lambda **settings: given.update(settings) or StubRun())
+    config = run_config(tmp_path, wandb="offline")
+    config.tracking.entity = "team"
+    WandbSink(config, lambda _: None).close(failed=False)
+    assert (given["entity"], given["project"]) == ("team", "ring_ray")
+
+
+def test_a_service_without_a_run_is_ended_as_well(tmp_path, monkeypatch):
+    """Its exit hook would print a stack trace where the service is gone by then."""
+
+    def broken(**_):
+        raise ConnectionError("the service is gone")
+
+    ended = []
+    monkeypatch.setattr("wandb.init", broken)
+    monkeypatch.setattr("wandb.teardown", lambda: ended.append(True))
+    WandbSink(run_config(tmp_path, wandb="offline"), lambda _: None).close(failed=False)
+    assert ended == [True]
