@@ -1,3 +1,4 @@
+# make setup        set up .venv
 # make quickstart   set up .venv and run the main job
 # make test         set up .venv and run the tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

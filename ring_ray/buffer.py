@@ -22,23 +22,25 @@ Invariants, each asserted by tests/unit/test_buffer.py and test_buffer_model.py:
 - Staleness: no token that is trained was sampled more than ``max_staleness`` policy versions ago, and nothing younger
   is evicted.
 - Refusal: a call that raises changes nothing.
-- Snapshot: the state is plain data; pickling it at any moment and going on from the copy changes nothing.
+- Snapshot: a buffer that starts from another's `state` does for ever what that one does.
 
 Cost: `add`, `score` and `take` are O(segments) and `advance` is O(queued segments · log T); token arrays are neither
 copied nor read through.
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from ring_ray.algo.advantage import group_advantages
-from ring_ray.algo.budget import Segments, Selection, select, staleness_sum, without_stale
+from ring_ray.algo.budget import Segments, select, without_stale
+from ring_ray.algo.summary import Window, summarize
 from ring_ray.config import AlgoConfig
-from ring_ray.types import BatchSummary, DomainReward, FloatArray, Ledger, Reward, Rollout, Segment, TokenBatch
+from ring_ray.types import BatchSummary, FloatArray, Ledger, Reward, Rollout, Segment, TokenBatch
 
 Place: TypeAlias = Literal["waiting", "queued", "trained", "filtered", "evicted", "dropped"]
 
@@ -47,27 +49,19 @@ class BufferNotReadyError(RuntimeError):
     """`RolloutBuffer.take` was called before the buffer held a whole batch."""
 
 
-@dataclass(slots=True)
-class Window:
-    """What happened since the last batch; lengths are response tokens."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferState:
+    """All that a `RolloutBuffer` holds, as plain data; by default that of an empty one."""
 
-    rewards: dict[str, list[Reward]] = field(default_factory=dict)  # by domain
-    response_lengths: list[int] = field(default_factory=list)
-    lost_response_lengths: list[int] = field(default_factory=list)  # one entry each time that a response lost tokens
-    truncated: list[bool] = field(default_factory=list)  # per response
-    zero_advantage: list[bool] = field(default_factory=list)  # per group
-
-    def else_of(self, earlier: "Window") -> "Window":
-        """This window, with what ``earlier`` saw wherever nothing completed or was scored since."""
-        lengths_from = self if self.response_lengths else earlier
-        rewards_from = self if self.rewards else earlier
-        return Window(
-            rewards=rewards_from.rewards,
-            zero_advantage=rewards_from.zero_advantage,
-            response_lengths=lengths_from.response_lengths,
-            truncated=lengths_from.truncated,
-            lost_response_lengths=self.lost_response_lengths,
-        )
+    version: int = 0
+    waiting: dict[int, Rollout] = field(default_factory=dict)  # by prompt index
+    opened: Segments = ()  # what the last batch left of the group that it ended in
+    queue: tuple[tuple[int, Segments], ...] = ()  # by prompt index, ascending
+    tokens: dict[Place, int] = field(default_factory=lambda: dict.fromkeys(get_args(Place), 0))
+    first_unseen: int = 0  # every prompt index below it was added
+    seen: tuple[int, ...] = ()  # prompt indices above it that were added, ascending
+    window: Window = field(default_factory=Window)
+    last_window: Window = field(default_factory=Window)
 
 
 class RolloutBuffer:
@@ -75,23 +69,38 @@ class RolloutBuffer:
 
     Attributes:
         version: policy version that the next batch updates.
+        waiting: the groups whose rewards are not known yet, by prompt index.
     """
 
-    def __init__(self, algo: AlgoConfig, seed: int) -> None:
-        """``seed`` decides the order of responses within their groups; not negative."""
-        self.version = 0
-        self._algo = algo
-        self._seed = seed
-        self._waiting: dict[int, Rollout] = {}  # by prompt index
-        self._opened: Segments = ()  # what the last batch left of the group that it ended in
-        self._queue: list[tuple[int, Segments]] = []  # heap by prompt index
-        self._generated = 0
-        self._tokens: dict[Place, int] = dict.fromkeys(
-            ("waiting", "queued", "trained", "filtered", "evicted", "dropped"), 0
+    def __init__(self, algo: AlgoConfig, seed: int, state: BufferState | None = None) -> None:
+        """An empty buffer, or one that goes on from ``state``, of which tokens too old for ``algo`` are evicted.
+
+        ``seed`` decides the order of responses within their groups; not negative.
+        """
+        state = state or BufferState()
+        self._algo, self._seed = algo, seed
+        self.version = state.version
+        self.waiting = dict(state.waiting)
+        self._opened = state.opened
+        self._queue = list(state.queue)  # a heap
+        self._tokens = dict(state.tokens)
+        self._first_unseen, self._seen = state.first_unseen, set(state.seen)
+        self._window, self._last_window = deepcopy(state.window), state.last_window
+        self.advance(state.version)
+
+    def state(self) -> BufferState:
+        """A snapshot, which nothing that happens to the buffer changes; it shares the token arrays."""
+        return BufferState(
+            version=self.version,
+            waiting=dict(self.waiting),
+            opened=self._opened,
+            queue=tuple(sorted(self._queue)),
+            tokens=dict(self._tokens),
+            first_unseen=self._first_unseen,
+            seen=tuple(sorted(self._seen)),
+            window=deepcopy(self._window),
+            last_window=self._last_window,
         )
-        self._first_unseen = 0  # every prompt index below it was added
-        self._seen: set[int] = set()  # prompt indices above it that were added
-        self._window = self._last_window = Window()
 
     def add(self, rollout: Rollout) -> None:
         """Take in a prompt's K finished responses, whose rewards are not known yet.
@@ -106,9 +115,8 @@ class RolloutBuffer:
         while self._first_unseen in self._seen:
             self._seen.remove(self._first_unseen)
             self._first_unseen += 1
-        self._waiting[index] = rollout
+        self.waiting[index] = rollout
         tokens = sum(map(len, rollout.sequences))
-        self._generated += tokens
         self._tokens["waiting"] += tokens
         self._window.response_lengths.extend(map(len, rollout.sequences))
         self._window.truncated.extend(sequence.finish_reason == "length" for sequence in rollout.sequences)
@@ -121,20 +129,20 @@ class RolloutBuffer:
         Raises:
             ValueError: no such group is waiting, there are not K rewards, or a score is not finite.
         """
-        rollout = self._waiting.get(prompt_index)
+        rollout = self.waiting.get(prompt_index)
         if rollout is None:
             raise ValueError(f"prompt {prompt_index} is not waiting for rewards")
         if len(rewards) != self._algo.group_size:
             raise ValueError(f"prompt {prompt_index} has {len(rewards)} rewards, not {self._algo.group_size}")
         tokens = sum(map(len, rollout.sequences))
         if not all(reward.verdict.reached for reward in rewards):
-            del self._waiting[prompt_index]
+            del self.waiting[prompt_index]
             self._move(tokens, "waiting", "dropped")
             self._window.lost_response_lengths.extend(len(sequence) for sequence in rollout.sequences if len(sequence))
             return 0
         scores = [reward.score for reward in rewards]
         advantages_K = group_advantages(scores, self._algo.advantage_epsilon)
-        del self._waiting[prompt_index]
+        del self.waiting[prompt_index]
         zero_advantage = not advantages_K.any()
         self._window.rewards.setdefault(rollout.prompt.domain, []).extend(rewards)
         self._window.zero_advantage.append(zero_advantage)
@@ -156,7 +164,7 @@ class RolloutBuffer:
     def backlog_steps(self) -> float:
         """The same, with the groups that wait for their rewards."""
         if self._algo.selection == "groups":
-            return (len(self._queue) + len(self._waiting)) / self._algo.groups_per_step
+            return (len(self._queue) + len(self.waiting)) / self._algo.groups_per_step
         return (self._tokens["queued"] + self._tokens["waiting"]) / self._algo.token_budget
 
     def ready(self) -> bool:
@@ -175,7 +183,7 @@ class RolloutBuffer:
             raise BufferNotReadyError(
                 f"a batch needs {needed}, but {self._tokens['queued']} tokens of "
                 f"{len(self._queue) + bool(self._opened)} groups are queued; {self._tokens['waiting']} tokens of "
-                f"{len(self._waiting)} groups wait for rewards"
+                f"{len(self.waiting)} groups wait for rewards"
             )
         selection = select(self._pop_groups(), self._algo)
         self._opened = selection.rest
@@ -185,7 +193,7 @@ class RolloutBuffer:
         batch = TokenBatch(segments=selection.taken, token_budget=self._algo.token_budget, version=self.version)
         self._last_window = self._window.else_of(self._last_window)
         self._window = Window()
-        return batch, self._summary(selection, self._last_window)
+        return batch, summarize(selection, self._last_window, version=self.version, carry=self._algo.carry)
 
     def advance(self, version: int) -> None:
         """The policy is now at ``version``: evict the queued tokens that became too old.
@@ -203,7 +211,7 @@ class RolloutBuffer:
 
     def ledger(self) -> Ledger:
         """Where every token that was added is now; what is in flight is not known here."""
-        return Ledger(generated=self._generated, in_flight=0, **self._tokens)
+        return Ledger(generated=sum(self._tokens.values()), in_flight=0, **self._tokens)
 
     def _check(self, rollout: Rollout) -> None:
         index = rollout.prompt.index
@@ -266,28 +274,3 @@ class RolloutBuffer:
     def _move(self, tokens: int, source: Place, target: Place) -> None:
         self._tokens[source] -= tokens
         self._tokens[target] += tokens
-
-    def _summary(self, selection: Selection, window: Window) -> BatchSummary:
-        taken = selection.taken
-        trained_tokens = sum(map(len, taken))
-        scores = [reward.score for rewards in window.rewards.values() for reward in rewards]
-        return BatchSummary(
-            trained_tokens=trained_tokens,
-            carried_tokens=selection.tail_tokens if self._algo.carry else 0,
-            segments=len(taken),
-            groups=len({segment.prompt_index for segment in taken}),
-            reward_mean=_mean(scores),
-            reward_std=float(np.std(scores)),
-            domains={domain: DomainReward.of(rewards) for domain, rewards in window.rewards.items()},
-            response_length_mean=_mean(window.response_lengths),
-            trained_response_length_mean=_mean([len(segment.sequence) for segment in taken]),
-            lost_response_length_mean=_mean(window.lost_response_lengths),
-            truncated_fraction=_mean(window.truncated),
-            zero_advantage_fraction=_mean(window.zero_advantage),
-            staleness_mean=sum(staleness_sum(segment, self.version) for segment in taken) / trained_tokens,
-            staleness_max=self.version - min(int(segment.sequence.versions[segment.start]) for segment in taken),
-        )
-
-
-def _mean(values: list[float] | list[int] | list[bool]) -> float:
-    return sum(values) / len(values) if values else float("nan")

@@ -1,6 +1,7 @@
 """The C3PO loop: pull exactly N tokens, update, move generation to the new weights, carry the rest over."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -8,7 +9,7 @@ from typing import Protocol
 
 from ring_ray.config import RunConfig
 from ring_ray.roles import PolicyRole, ReferenceRole, RewardRole
-from ring_ray.stream import RolloutStream
+from ring_ray.stream import RolloutStream, StreamSnapshot
 from ring_ray.types import RolloutSample, StepMetrics
 
 
@@ -16,6 +17,17 @@ class StepLog(Protocol):
     def log(self, metrics: StepMetrics) -> None: ...
 
     def rollouts(self, step: int, samples: Sequence[RolloutSample]) -> None: ...
+
+
+class Checkpoints(Protocol):
+    def due(self, step: int) -> bool:
+        """Whether the state after ``step`` is to be saved; 0 is before the first step."""
+
+    async def take(self, step: int, stream: StreamSnapshot, score: float) -> None:
+        """Keep what the stream holds, and the policy's state."""
+
+    def write(self) -> None:
+        """Write what was taken, if anything, while the run goes on."""
 
 
 class MemoryMeter(Protocol):
@@ -35,19 +47,26 @@ class Controller:
         reference: ReferenceRole | None,
         reward: RewardRole,
         meters: Mapping[str, MemoryMeter],
+        checkpoints: Checkpoints,
         tracker: StepLog,
     ) -> None:
         """``meters`` are read at the end of each phase; none where phases overlap and a figure would say nothing."""
         self._config, self._meters = config, meters
         self._stream, self._policy, self._reference, self._reward = stream, policy, reference, reward
-        self._tracker = tracker
+        self._checkpoints, self._tracker = checkpoints, tracker
 
-    async def run(self) -> None:
-        """Train for ``train.steps`` optimizer steps, each followed by a weight sync to policy version ``step``."""
+    async def run(self, done: int = 0) -> None:
+        """Train until ``train.steps`` optimizer steps, each followed by a weight sync to policy version ``step``.
+
+        ``done`` of them were taken before; the policy and the stream are as they were then.
+        """
         await self._reward.samples()  # what evaluations left belongs to no step
+        if done == 0 and self._checkpoints.due(0):
+            await self._checkpoints.take(0, await self._stream.snapshot(), math.nan)
+            self._checkpoints.write()
         async with self._stream as stream:
-            generated = 0
-            for step in range(1, self._config.train.steps + 1):
+            generated = stream.generated
+            for step in range(done + 1, self._config.train.steps + 1):
                 phases = Phases(self._meters)
                 async with phases.phase("wait"):
                     batch, summary = await stream.take()  # exactly N finished tokens, never fewer, never more
@@ -58,7 +77,12 @@ class Controller:
                 async with phases.phase("update"):
                     update = await self._policy.update(batch, reference)  # one optimizer step, loss scaled by 1/Φ
                 async with phases.phase("sync"):
-                    ledger = await stream.advance(version=step)  # every token accounted for, then the new weights
+                    ledger = await stream.settle(version=step)  # every token accounted for
+                if self._checkpoints.due(step):
+                    async with phases.phase("checkpoint"):
+                        await self._checkpoints.take(step, await stream.snapshot(), summary.reward_mean)
+                async with phases.phase("sync"):
+                    await stream.go_on(version=step)  # by the new weights
                 self._tracker.log(
                     StepMetrics(
                         step=step,
@@ -73,6 +97,7 @@ class Controller:
                     )
                 )
                 self._tracker.rollouts(step, await self._reward.samples())
+                self._checkpoints.write()  # now that all of the step is reported
                 generated = ledger.generated
 
 
@@ -88,6 +113,6 @@ class Phases:
     async def phase(self, name: str) -> AsyncIterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
         read = await asyncio.gather(*(meter.memory() for meter in self._meters.values()))
         self.memory_bytes |= {f"{name}/{role}": held for role, held in zip(self._meters, read, strict=True)}

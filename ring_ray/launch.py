@@ -11,6 +11,7 @@ from ring_ray.actors.cluster import ray_session, spawned
 from ring_ray.actors.gauges import RayGauges
 from ring_ray.actors.job import check_outlives_job
 from ring_ray.actors.placement import PlacementError
+from ring_ray.checkpoint.store import CheckpointError, CheckpointStore
 from ring_ray.config import ConfigError, DataConfig, RunConfig
 from ring_ray.data.demonstrations import demonstrations
 from ring_ray.data.rows import DataError
@@ -21,12 +22,13 @@ from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.evaluation import Accuracy
 from ring_ray.metrics import AccuracyInterval
 from ring_ray.report import write_report
+from ring_ray.resume import Resumed, checkpoint_to_resume
 from ring_ray.rewards.registry import FACTORIES
 from ring_ray.stages import Course, Stages
 from ring_ray.stream import StarvedError, check_budget
 from ring_ray.tracking import Tracker
 
-USER_ERRORS = (ConfigError, DataError, PlacementError, StarvedError)
+USER_ERRORS = (CheckpointError, ConfigError, DataError, PlacementError, StarvedError)
 """Mistakes that the user can mend: their message says how, a stack trace would only hide it."""
 
 
@@ -51,18 +53,28 @@ def launch(config: RunConfig) -> float:
     check_policy(model_path, config.model, config.train, config.algo)
     check_budget(config.algo, len(prompts), config.rollout.max_response_tokens)
     cold = config.sft.enabled == "always" or (config.sft.enabled == "auto" and fresh)
-    course = prepare_course(config, prompts, tokenizer) if cold else None
+    store = CheckpointStore(config.checkpoint.directory or str(run_dir / "checkpoints"), config.checkpoint)
+    resumed = checkpoint_to_resume(config, store, finished=(run_dir / "summary.json").exists())
+    done = resumed.state.step if resumed else 0
+    course = prepare_course(config, prompts, tokenizer) if cold and not resumed else None
     report = run_dir / "report.html"
-    with Tracker(config, sinks=[RayGauges(run_dir.name)]) as tracker:
+    wandb_id = resumed.state.origin.wandb_id if resumed else None
+    with Tracker(config, sinks=[RayGauges(run_dir.name)], steps=done, wandb_id=wandb_id) as tracker:
         report.unlink(missing_ok=True)  # this and the models may be an earlier run's
-        for stage in Stages.MODELS:
+        for stage in Stages.MODELS[1:] if resumed else Stages.MODELS:
             shutil.rmtree(run_dir / stage, ignore_errors=True)
         # Once the tracker has removed an earlier run's summary, which must not pass for this config's.
         OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
         tracker.stage(f"starting Ray, vLLM and DeepSpeed; everything is written to {run_dir}")
+        if resumed:
+            tracker.stage(resumed.sentence)
+        # What is there of later steps, or of another run, would pass for this run's.
+        store.discard(after=done if resumed and store.holds(resumed.checkpoint) else -1)
         try:
             with ray_session(config.cluster):
-                accuracies = asyncio.run(_go_through_stages(config, model_path, prompts, course, tracker))
+                accuracies = asyncio.run(
+                    _go_through_stages(config, model_path, prompts, course, tracker, store, resumed)
+                )
             intervals = {stage: AccuracyInterval.of(seen.correct, seen.n) for stage, seen in accuracies.items()}
             tracker.stage(tracker.summary(intervals).sentence)
             tracker.models(run_dir / name for name in Stages.MODELS if (run_dir / name).is_dir())
@@ -86,8 +98,14 @@ def prepare_course(config: RunConfig, prompts: PromptSource, tokenizer: Tokenize
 
 
 async def _go_through_stages(
-    config: RunConfig, model_path: str, prompts: PromptSource, course: Course | None, tracker: Tracker
+    config: RunConfig,
+    model_path: str,
+    prompts: PromptSource,
+    course: Course | None,
+    tracker: Tracker,
+    store: CheckpointStore,
+    resumed: Resumed | None,
 ) -> dict[str, Accuracy]:
     async with spawned(config, model_path) as roles:
-        stages = Stages(config, roles=roles, prompts=prompts, course=course, tracker=tracker)
-        return await stages.run(model_path, Path(config.run_dir))
+        stages = Stages(config, roles=roles, prompts=prompts, course=course, tracker=tracker, store=store)
+        return await stages.run(model_path, Path(config.run_dir), resumed)

@@ -8,10 +8,10 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple, TypeAlias
 
-from ring_ray.types import StepMetrics
+from ring_ray.types import Ledger, StepMetrics
 
 Values: TypeAlias = Mapping[str, float]
 """Numbers by name: those of `METRICS`, or, before the first step, names such as "sft/loss"."""
@@ -85,7 +85,7 @@ METRICS = (
 FAMILIES = (
     Family("reward/<domain>/mean", "1", "the rewards of reward/mean, by their prompts' domain"),
     Family("reward/<domain>/accuracy", "1", "share of the same responses that are correct"),
-    Family("perf/<phase>_seconds", "s", "wall time of a phase of the step: wait, reference, update, sync"),
+    Family("perf/<phase>_seconds", "s", "wall time of a phase: wait, reference, update, sync, checkpoint"),
     Family("memory/<phase>/<role>_gib", "GiB", "held at the end of a phase by a role, on a GPU by all; only by turns"),
     Family("sys/cpu_percent", "%", "of all cores of the controller's node, since the last step"),
     Family("sys/memory_used_gib", "GiB", "of the same node, by everyone"),
@@ -114,6 +114,11 @@ def flatten(metrics: StepMetrics) -> dict[str, float]:
         values |= {f"reward/{domain}/mean": reward.mean, f"reward/{domain}/accuracy": reward.accuracy}
     values |= {f"perf/{phase}_seconds": seconds for phase, seconds in metrics.phase_seconds.items()}
     return values | {f"memory/{name}_gib": held / 2**30 for name, held in metrics.memory_bytes.items()}
+
+
+def ledger_of(values: Values) -> Ledger:
+    """The ledger of a step that `flatten` was given."""
+    return Ledger(**{place.name: int(values[f"ledger/{place.name}"]) for place in fields(Ledger)})
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:

@@ -7,15 +7,19 @@ and for the demonstrations that the driver makes.
 """
 
 from collections.abc import AsyncIterator
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import NewType, Protocol
 
+from ring_ray.checkpoint.store import FileRecord
 from ring_ray.config import AlgoConfig, TrainConfig
 from ring_ray.types import BatchSummary, Ledger, Reward, RolloutSample, RolloutStatus, UpdateMetrics
 
 RolloutRef = NewType("RolloutRef", object)  # to a Rollout
 BatchRef = NewType("BatchRef", object)  # to a TokenBatch
+BufferStateRef = NewType("BufferStateRef", object)  # to a BufferState
 LogprobsRef = NewType("LogprobsRef", object)  # to tuple[FloatArray, ...], one array a segment
+PolicyStateRef = NewType("PolicyStateRef", object)  # to a share of the training state of each rank of the policy
 ParcelRef = NewType("ParcelRef", object)  # to a Parcel of each rank of the policy
 
 
@@ -73,6 +77,12 @@ class BufferRole(Protocol):
     async def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
         """The policy is now ``version``: evict what is too old, then say where every token is."""
 
+    async def snapshot(self) -> BufferStateRef:
+        """The buffer as it is before any later call."""
+
+    async def restore(self, state: BufferStateRef) -> tuple[BufferStatus, dict[int, RolloutRef]]:
+        """Hold what ``state`` holds and nothing else; also returns what waits for rewards, by prompt index."""
+
 
 class ReferenceRole(Protocol):
     async def start(self, model_path: str) -> None:
@@ -103,6 +113,30 @@ class PolicyRole(Protocol):
     async def save(self, path: str) -> None:
         """Write a Hugging Face model directory."""
 
+    async def snapshot(self) -> PolicyStateRef:
+        """The training state as it is before any later call."""
+
+    async def restore(self, checkpoint: str) -> None:
+        """Go on from the training state that a checkpoint has; after `start` with the same model.
+
+        Raises `CheckpointError` where it is damaged, or of another model.
+        """
+
+
+class ArchiveRole(Protocol):
+    """Moves what roles hold to a checkpoint's files and back; nobody else waits for that."""
+
+    async def write(
+        self, checkpoint: str, policy: PolicyStateRef, buffer: BufferStateRef, unfinished: Many[RolloutRef]
+    ) -> tuple[FileRecord, ...]:
+        """Write to the directory ``checkpoint``. Raises `CheckpointError` where something can't be written."""
+
+    async def read(self, checkpoint: str, unfinished: Many[int]) -> tuple[BufferStateRef, dict[int, RolloutRef]]:
+        """The buffer's state, and the unfinished rollouts by prompt index, of which there are ``unfinished``.
+
+        Raises `CheckpointError` where what is there is not what was written.
+        """
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
@@ -112,4 +146,5 @@ class Roles:
     rollout: RolloutRole
     reward: RewardRole
     buffer: BufferRole
+    archive: ArchiveRole
     reference: ReferenceRole | None  # only where the KL coefficient is above 0

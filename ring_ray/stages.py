@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ring_ray.checkpoint.store import CheckpointStore
 from ring_ray.config import RunConfig
 from ring_ray.controller import Controller, MemoryMeter, StepLog
 from ring_ray.evaluation import Accuracy, evaluate
+from ring_ray.resume import Resumed
 from ring_ray.roles import Roles
+from ring_ray.saver import RunOrigin, Saver
 from ring_ray.sft import Demonstration, cold_start
-from ring_ray.stream import Prompts, RolloutStream
+from ring_ray.stream import Prompts, RolloutStream, StreamSnapshot
 from ring_ray.sync import WeightSync
 from ring_ray.types import Prompt
 
 
 class RunLog(StepLog, Protocol):
+    wandb_id: str  # the run's in W&B
+
     def stage(self, text: str) -> None: ...
 
     def note(self, values: Mapping[str, float]) -> None: ...
@@ -48,9 +53,10 @@ class Stages:
         prompts: RunPrompts,
         course: Course | None,
         tracker: RunLog,
+        store: CheckpointStore,
     ) -> None:
-        """``course`` is None where the run has no cold start."""
-        self._config, self._roles, self._tracker = config, roles, tracker
+        """``course`` is None where the run has no cold start. ``store`` takes the checkpoints."""
+        self._config, self._roles, self._tracker, self._store = config, roles, tracker, store
         self._prompts, self._course = prompts, course
         self._sync = WeightSync(
             roles.policy, roles.rollout, verify=config.sync.verify_weights, take_turns=config.cluster.take_turns
@@ -66,19 +72,28 @@ class Stages:
             # Twice as many as the engines decode at a time: when one ends, the next is there, whatever its group does.
             max_in_flight=2 * config.rollout.max_sequences * config.cluster.rollout.workers,
             max_response_tokens=config.rollout.max_response_tokens,
+            in_waves=config.rollout.deterministic,
         )
 
-    async def run(self, model_path: str, run_dir: Path) -> dict[str, Accuracy]:
+    async def run(self, model_path: str, run_dir: Path, resumed: Resumed | None = None) -> dict[str, Accuracy]:
         """Returns the accuracy of each stage ("base", "sft", "rl"); leaves the trained model in ``run_dir/model``.
 
-        Without a cold start the "sft" model is the base model.
+        Without a cold start the "sft" model is the base model. A run that is resumed goes on in the last stage.
         """
+        origin = resumed.state.origin if resumed else await self._prepare(model_path, run_dir)
+        await self._reinforce(origin, run_dir / self.MODELS[1], resumed)
+        return {**origin.accuracy, "rl": await self._measure("rl")}
+
+    async def _prepare(self, model_path: str, run_dir: Path) -> RunOrigin:
+        """All that comes before reinforcement learning."""
         base = sft = await self._measure("base")
         if self._course is not None:
             model_path = await self._cold_start(model_path, run_dir / self.MODELS[0], self._course)
             sft = await self._measure("sft")
-        await self._reinforce(model_path, run_dir / self.MODELS[1])
-        return {"base": base, "sft": sft, "rl": await self._measure("rl")}
+        accuracy = {"base": base, "sft": sft}
+        if Path(model_path).exists():  # else it is a model hub's name
+            model_path = str(Path(model_path).absolute())
+        return RunOrigin(model_path=model_path, accuracy=accuracy, wandb_id=self._tracker.wandb_id)
 
     async def _measure(self, name: str) -> Accuracy:
         prompts = self._prompts.held_out[: self._config.evaluation.prompts]
@@ -119,8 +134,9 @@ class Stages:
         await self._sync.transfer(version=0)
         return str(target)
 
-    async def _reinforce(self, model_path: str, target: Path) -> None:
+    async def _reinforce(self, origin: RunOrigin, target: Path, resumed: Resumed | None) -> None:
         config, roles = self._config, self._roles
+        done = resumed.state.step if resumed else 0
         self._tracker.stage(f"{config.algo.name}: {config.train.steps} steps")
         longest_group = config.algo.group_size * config.rollout.max_response_tokens
         if config.algo.selection == "tokens" and longest_group > config.algo.token_budget:
@@ -130,9 +146,19 @@ class Stages:
             )
         await self._sync.rest()
         if roles.reference is not None:
-            await roles.reference.start(model_path)
-        await roles.policy.start(model_path, config.train, config.algo)
-        await self._sync.transfer(version=0)
+            await roles.reference.start(origin.model_path)
+        await roles.policy.start(origin.model_path, config.train, config.algo)
+        if resumed:
+            await self._restore(resumed)
+        await self._sync.transfer(version=done)
+        saver = Saver(
+            config,
+            store=self._store,
+            archive=roles.archive,
+            policy=roles.policy,
+            origin=origin,
+            say=self._tracker.stage,
+        )
         controller = Controller(
             config,
             stream=self._stream,
@@ -140,12 +166,21 @@ class Stages:
             reference=roles.reference,
             reward=roles.reward,
             meters=self._meters() if config.cluster.take_turns else {},
+            checkpoints=saver,
             tracker=self._tracker,
         )
-        await controller.run()
+        await controller.run(done)
+        await saver.finish()
         await self._sync.rest()
         await roles.policy.save(str(target))
         await self._sync.transfer(version=config.train.steps)
+
+    async def _restore(self, resumed: Resumed) -> None:
+        """The policy, the buffer and the stream as they were; the policy's model is started, the engines rest."""
+        await self._roles.policy.restore(resumed.checkpoint)
+        state = resumed.state.stream
+        buffer, unfinished = await self._roles.archive.read(resumed.checkpoint, [*state.unfinished])
+        await self._stream.restore(StreamSnapshot(state=state, buffer=buffer, unfinished=unfinished))
 
     def _meters(self) -> dict[str, MemoryMeter]:
         """On a GPU the policy's rank sees what all roles hold there."""

@@ -1,17 +1,20 @@
 """The stream of rollouts: prompts in, finished and scored groups out to the buffer, unfinished responses resumed.
 
-Every prompt is one small task: generate (again after each interruption) until its K responses are finished, hand them
-to the buffer, have them scored. The stream holds only references and counts, so its share of the ledger is exact
-whenever generation is paused.
+A prompt's life is a few small tasks: turns of an engine, each up to an interruption, until its K responses are finished
+and in the buffer, then its rewards. Between them the stream holds only references and counts. So whenever generation is
+paused its share of the ledger is exact, and what it holds is all that a restart needs.
 """
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
 
+from ring_ray.algo.pacing import Pacing
 from ring_ray.config import AlgoConfig, ConfigError
-from ring_ray.roles import BatchRef, BufferRole, BufferStatus, RewardRole, RolloutRef, RolloutRole
+from ring_ray.data.source import Cursor
+from ring_ray.roles import BatchRef, BufferRole, BufferStateRef, BufferStatus, RewardRole, RolloutRef, RolloutRole
 from ring_ray.sync import WeightSync
 from ring_ray.types import BatchSummary, Ledger, Prompt, Rollout, RolloutStatus, Sequence
 
@@ -23,7 +26,30 @@ class Prompts(Protocol):
 
     def next(self) -> Prompt: ...
 
+    def state(self) -> Cursor: ...
+
+    def restore(self, cursor: Cursor) -> None: ...
+
     def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamState:
+    """What a stream knows between two steps, as plain data."""
+
+    generated: int  # tokens
+    mean_length: float  # of a response, in tokens, as far as is known
+    cursor: Cursor
+    unfinished: dict[int, RolloutStatus]  # by prompt index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSnapshot:
+    """All that a stream and its buffer hold between two steps; the tokens by reference."""
+
+    state: StreamState
+    buffer: BufferStateRef
+    unfinished: dict[int, RolloutRef]  # by prompt index, as in ``state``
 
 
 class StarvedError(RuntimeError):
@@ -50,6 +76,12 @@ def check_budget(algo: AlgoConfig, prompts: int, max_response_tokens: int) -> No
 
 
 class RolloutStream:
+    """Keeps engines and verifiers busy, between the prompts and the buffer.
+
+    Attributes:
+        generated: tokens that the engines say they sampled.
+    """
+
     def __init__(
         self,
         *,
@@ -62,6 +94,7 @@ class RolloutStream:
         overlap: bool,
         max_in_flight: int,
         max_response_tokens: int,
+        in_waves: bool = False,
     ) -> None:
         """``max_in_flight`` unfinished responses keep the engines full: prompts are issued as long as there are fewer.
 
@@ -69,37 +102,41 @@ class RolloutStream:
         the place of the many that have ended.
 
         ``overlap``: generation goes on while the policy trains.
+
+        ``in_waves``: no prompt is issued and no batch taken while another prompt is under way. The engines wait for the
+        longest response of every wave, but, without overlap, what a step trains no longer depends on who is faster.
         """
         check_budget(algo, len(prompts), max_response_tokens)
         self._prompts, self._rollout, self._sync, self._reward, self._buffer = prompts, rollout, sync, reward, buffer
-        self._algo, self._max_in_flight = algo, max_in_flight
-        # How many steps' worth of tokens may be under way. With overlap the batch of version v is already taken when v
-        # samples, so the first x steps' worth that v samples are trained at v + 1, ..., v + x: for no token to be
-        # evicted, x may be max_staleness. Without overlap they are trained at v, ..., v + x - 1: one more.
-        self._max_backlog = max(1, algo.max_staleness) if overlap else 1 + algo.max_staleness
-        self._mean_length = float(max_response_tokens)  # of a response; falls to what is seen
-        self._generated = 0  # tokens that the engines say they sampled
-        self._in_flight: dict[int, RolloutStatus] = {}  # by prompt index, as of the last return
+        self._algo, self._in_waves = algo, in_waves
+        self._pacing = Pacing(
+            algo, overlap=overlap, max_in_flight=max_in_flight, max_response_tokens=max_response_tokens
+        )
+        self.generated = 0
+        self._in_flight: dict[int, tuple[RolloutRef, RolloutStatus]] = {}  # by prompt index, as of the last return
+        self._unscored: dict[int, RolloutRef] = {}  # by prompt index: finished and in the buffer
         self._scored = 0  # groups, since the last batch or the last eviction
         self._status = BufferStatus(revision=0, queued=0.0, backlog=0.0)
-        self._open = asyncio.Event()  # the engines may sample: prompts wait for it, only `pause` clears it
+        self._open = False  # the engines may sample
         self._changed = asyncio.Event()  # the buffer got a group, or a prompt failed: `take` waits for it
-        self._prompt_tasks: set[asyncio.Task[None]] = set()  # a prompt's life
-        self._generating: set[asyncio.Task[tuple[RolloutRef, bool]]] = set()  # its turns of an engine: `pause` waits
+        self._turns: set[asyncio.Task[None]] = set()  # of the engines: `pause` waits for them
+        self._scorings: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
 
     async def __aenter__(self) -> "RolloutStream":
-        self._open.set()
-        self._issue()
+        for index in self._unscored:
+            self._start(self._score(index), self._scorings)
+        self._resume()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.clear()
-        for task in self._prompt_tasks | self._generating:
+        self._open = False
+        tasks = self._turns | self._scorings
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._prompt_tasks, *self._generating, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if kind is None:
             await self._rollout.interrupt()  # what was in flight stops sampling
             await self._rollout.resume()
@@ -110,7 +147,7 @@ class RolloutStream:
 
         Raises `StarvedError` where they will not come, and what any prompt's generation or scoring raised.
         """
-        while not self._status.ready:
+        while not self._status.ready or self._wave_under_way():
             self._raise_failure()
             self._check_not_starved()
             self._changed.clear()
@@ -124,12 +161,12 @@ class RolloutStream:
 
     async def pause(self) -> None:
         """Interrupt the engines; returns once every unfinished response is back, with all its tokens."""
-        self._open.clear()
+        self._open = False
         await self._sync.rest()
-        await asyncio.gather(*self._generating)
+        await asyncio.gather(*self._turns)
 
-    async def advance(self, version: int) -> Ledger:
-        """Move generation to the policy's weights, now ``version``: pause, account for every token, load, resume.
+    async def settle(self, version: int) -> Ledger:
+        """Pause, tell the buffer that the policy is now ``version``, and account for every token.
 
         Raises `LedgerError` if a token is not exactly where the ledger says.
         """
@@ -138,22 +175,45 @@ class RolloutStream:
         buffered, status = await self._buffer.advance(version)
         self._observe(status)
         self._scored = 0
-        ledger = self._account(buffered)
+        return self._account(buffered)
+
+    async def go_on(self, version: int) -> None:
+        """Move generation to the policy's weights, now ``version``, and resume it. To be called once settled."""
         await self._sync.transfer(version)
-        self._open.set()
-        self._issue()
-        return ledger
+        self._resume()
+
+    async def snapshot(self) -> StreamSnapshot:
+        """All that is here and in the buffer, for `restore`. Only while generation is paused."""
+        assert not self._open
+        state = StreamState(
+            generated=self.generated,
+            mean_length=self._pacing.mean_length(),
+            cursor=self._prompts.state(),
+            unfinished={index: status for index, (_, status) in self._in_flight.items()},
+        )
+        unfinished = {index: rollout for index, (rollout, _) in self._in_flight.items()}
+        return StreamSnapshot(state=state, buffer=await self._buffer.snapshot(), unfinished=unfinished)
+
+    async def restore(self, snapshot: StreamSnapshot) -> None:
+        """Hold what ``snapshot`` holds; for a stream that was not entered yet.
+
+        Once it is, unfinished responses go on after their last token, and groups that waited for rewards are scored
+        anew. Raises what the prompts raise if ``snapshot`` belongs to others.
+        """
+        state = snapshot.state
+        self._prompts.restore(state.cursor)
+        self._pacing.restore(state.mean_length)
+        self.generated = state.generated
+        self._in_flight = {index: (snapshot.unfinished[index], status) for index, status in state.unfinished.items()}
+        self._status, self._unscored = await self._buffer.restore(snapshot.buffer)
 
     def _account(self, buffered: Ledger) -> Ledger:
-        ledger = Ledger(
-            generated=self._generated,
-            in_flight=sum(status.in_flight_tokens for status in self._in_flight.values()),
-            waiting=buffered.waiting + sum(status.finished_tokens for status in self._in_flight.values()),
-            queued=buffered.queued,
-            trained=buffered.trained,
-            filtered=buffered.filtered,
-            evicted=buffered.evicted,
-            dropped=buffered.dropped,
+        unfinished = [status for _, status in self._in_flight.values()]
+        ledger = replace(
+            buffered,
+            generated=self.generated,
+            in_flight=sum(status.in_flight_tokens for status in unfinished),
+            waiting=buffered.waiting + sum(status.finished_tokens for status in unfinished),
         )
         if not ledger.balanced:
             raise LedgerError(
@@ -161,60 +221,71 @@ class RolloutStream:
             )
         return ledger
 
+    def _resume(self) -> None:
+        """Let the engines sample: first what they have begun, then as much more as there is room for."""
+        self._open = True
+        for index in self._in_flight:
+            self._start(self._generate(index), self._turns)
+        self._issue()
+
     def _issue(self) -> None:
-        """Start prompts while the engines have room and what is under way won't be too old when it is trained."""
-        algo = self._algo
-        group_tokens = self._mean_length * algo.group_size
-        steps_per_group = group_tokens / algo.token_budget if algo.selection == "tokens" else 1 / algo.groups_per_step
-        unfinished = sum(status.unfinished for status in self._in_flight.values())
-        while unfinished < self._max_in_flight and (
-            self._status.backlog + len(self._in_flight) * steps_per_group < self._max_backlog
+        """Add prompts while the engines have room and what is under way won't be too old when it is trained."""
+        if self._wave_under_way() or (self._in_waves and self._status.ready):
+            return
+        unfinished = sum(status.unfinished for _, status in self._in_flight.values())
+        while self._pacing.admits_another(
+            unfinished=unfinished, groups=len(self._in_flight), backlog=self._status.backlog
         ):
             prompt = self._prompts.next()
-            self._in_flight[prompt.index] = RolloutStatus(
-                new_tokens=0, in_flight_tokens=0, finished_tokens=0, unfinished=algo.group_size
-            )
-            unfinished += algo.group_size
-            self._spawn(self._run_prompt(prompt))
+            self._in_flight[prompt.index] = self._begin(prompt)
+            unfinished += self._algo.group_size
+            if self._open:
+                self._start(self._generate(prompt.index), self._turns)
 
-    def _spawn(self, life: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(life)
-        self._prompt_tasks.add(task)
-        task.add_done_callback(self._prompt_done)
+    def _wave_under_way(self) -> bool:
+        return self._in_waves and bool(self._in_flight or self._unscored)
 
-    def _prompt_done(self, task: asyncio.Task[None]) -> None:
-        self._prompt_tasks.discard(task)
+    def _begin(self, prompt: Prompt) -> tuple[RolloutRef, RolloutStatus]:
+        """K responses without a token."""
+        size = self._algo.group_size
+        empty = Rollout(prompt=prompt, sequences=(Sequence.start(prompt.token_ids),) * size)
+        return RolloutRef(empty), RolloutStatus(new_tokens=0, in_flight_tokens=0, finished_tokens=0, unfinished=size)
+
+    def _start(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(work)
+        group.add(task)
+        task.add_done_callback(group.discard)
+        task.add_done_callback(self._note_failure)
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             self._failure = self._failure or task.exception()
             self._changed.set()
 
-    async def _run_prompt(self, prompt: Prompt) -> None:
-        """A prompt's life, from its first token to its reward."""
-        start = tuple(Sequence.start(prompt.token_ids) for _ in range(self._algo.group_size))
-        rollout, finished = RolloutRef(Rollout(prompt=prompt, sequences=start)), False
-        while not finished:
-            await self._open.wait()
-            turn = asyncio.create_task(self._generate(prompt.index, rollout))
-            self._generating.add(turn)
-            turn.add_done_callback(self._generating.discard)
-            rollout, finished = await turn
-        rewards = await self._reward.score(rollout)
-        self._observe(await self._buffer.score(prompt.index, rewards))
+    async def _generate(self, index: int) -> None:
+        """Turns of the engine, until a rollout is finished and in the buffer, or generation is paused.
+
+        A finished rollout leaves `_in_flight` only when the buffer has it.
+        """
+        while self._open:
+            rollout, status = await self._rollout.generate(self._in_flight[index][0])
+            self.generated += status.new_tokens
+            self._in_flight[index] = rollout, status
+            if status.finished:
+                self._pacing.ended(status.finished_tokens)
+                self._observe(await self._buffer.add(rollout))
+                del self._in_flight[index]
+                self._unscored[index] = rollout
+                self._start(self._score(index), self._scorings)
+                return
+
+    async def _score(self, index: int) -> None:
+        rewards = await self._reward.score(self._unscored[index])
+        self._observe(await self._buffer.score(index, rewards))
+        del self._unscored[index]
         self._scored += 1
         self._changed.set()
         self._issue()
-
-    async def _generate(self, index: int, rollout: RolloutRef) -> tuple[RolloutRef, bool]:
-        """One turn of the engine. A finished rollout leaves `_in_flight` only when the buffer has it."""
-        grown, status = await self._rollout.generate(rollout)
-        self._generated += status.new_tokens
-        self._in_flight[index] = status
-        if status.finished:
-            length = status.finished_tokens / self._algo.group_size
-            self._mean_length += 0.05 * (length - self._mean_length)
-            self._observe(await self._buffer.add(grown))
-            del self._in_flight[index]
-        return grown, status.finished
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -227,7 +298,7 @@ class RolloutStream:
 
     def _check_not_starved(self) -> None:
         passes = self._scored / len(self._prompts)
-        if passes < 1 or (passes < MAX_PASSES and self._status.queued > 0):
+        if passes < 1 or self._status.ready or (passes < MAX_PASSES and self._status.queued > 0):
             return
         algo = self._algo
         key = "token_budget" if algo.selection == "tokens" else "groups_per_step"

@@ -8,14 +8,15 @@ from ray.actor import ActorProxy
 
 from ring_ray.actors.calls import two_refs
 from ring_ray.actors.names import Named
-from ring_ray.buffer import RolloutBuffer
+from ring_ray.buffer import BufferState, RolloutBuffer
 from ring_ray.config import AlgoConfig
-from ring_ray.roles import BatchRef, BufferStatus, RolloutRef
+from ring_ray.roles import BatchRef, BufferStateRef, BufferStatus, RolloutRef
 from ring_ray.types import BatchSummary, Ledger, Reward, Rollout, TokenBatch
 
 
 class BufferWorker(Named):
     def __init__(self, algo: AlgoConfig, seed: int) -> None:
+        self._algo, self._seed = algo, seed
         self._buffer = RolloutBuffer(algo, seed)
         self._revision = 0
 
@@ -45,6 +46,20 @@ class BufferWorker(Named):
         self._buffer.advance(version)
         return self._buffer.ledger(), self._status()
 
+    @ray.method
+    def snapshot(self) -> BufferState:
+        return self._buffer.state()
+
+    @ray.method
+    def restore(self, state: BufferState) -> tuple[BufferStatus, tuple[int, ...]]:
+        """Also returns the indices of the prompts that wait for rewards."""
+        self._buffer = RolloutBuffer(self._algo, self._seed, state)
+        return self._status(), tuple(self._buffer.waiting)
+
+    @ray.method
+    def waiting(self, prompt_index: int) -> Rollout:
+        return self._buffer.waiting[prompt_index]
+
 
 class BufferHandle:
     """`BufferRole` over the actor."""
@@ -65,3 +80,11 @@ class BufferHandle:
 
     async def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
         return await self._worker.advance.remote(version)
+
+    async def snapshot(self) -> BufferStateRef:
+        """Does not wait for the worker, which answers calls in their order."""
+        return BufferStateRef(self._worker.snapshot.remote())
+
+    async def restore(self, state: BufferStateRef) -> tuple[BufferStatus, dict[int, RolloutRef]]:
+        status, waiting = await self._worker.restore.remote(cast("ObjectRef[BufferState]", state))
+        return status, {index: RolloutRef(self._worker.waiting.remote(index)) for index in waiting}

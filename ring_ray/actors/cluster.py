@@ -14,6 +14,7 @@ from ray.actor import ActorProxy
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from ring_ray.actors.archive import ArchivePool, ArchiveWorker
 from ring_ray.actors.buffer import BufferHandle, BufferWorker
 from ring_ray.actors.job import end_on_sigterm, submitted_variables
 from ring_ray.actors.placement import Plan, placed, plan
@@ -33,6 +34,7 @@ CLOSE_SECONDS = 20
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "ERROR"}
 # Before their numbers, for the Ray dashboard; the namespace is the run's own, so that two runs don't collide.
 NAMES = {"policy": "policy rank", "rollout": "rollout engine", "reward": "reward worker"}
+NO_RESOURCES = RoleResources(cpus=0.0)  # of those who wait for a disk
 MAX_CALLS = 100_000  # in progress in one rollout worker: an interruption must never queue behind what it interrupts
 
 
@@ -112,7 +114,8 @@ class Crew:
         rollout_worker: type[RolloutWorker],
     ) -> None:
         cluster, device = config.cluster, config.cluster.device
-        self._group, self._cluster, self._places = group, cluster, layout.places
+        self._group, self._cluster = group, cluster
+        self._places = layout.places | {"archive": layout.places["policy"]}
         self._actors: list[Any] = []
         (buffer,) = self._spawn(BufferWorker, "buffer", lambda _: (config.algo, config.seed))
         rollout = self._spawn(rollout_worker, "rollout", lambda rank: (model_path, config, device, config.seed + rank))
@@ -125,12 +128,13 @@ class Crew:
             rollout=self._rollout,
             reward=RewardPool(reward, samples=config.tracking.sampled_rollouts, seed=config.seed),
             buffer=BufferHandle(buffer),
+            archive=ArchivePool(lambda: self._spawn(ArchiveWorker, "archive", lambda rank: (rank,))),
             reference=ReferencePool(reference) if reference else None,
         )
 
     def _spawn(self, worker: type[T], role: str, arguments: Callable[[int], tuple[object, ...]]) -> list[ActorProxy[T]]:
         """The workers of a role, none where it has no place."""
-        resources: RoleResources = getattr(self._cluster, role)
+        resources: RoleResources = getattr(self._cluster, role, NO_RESOURCES)
         options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
         if resources.cpus >= 2:
             options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(int(resources.cpus))}}

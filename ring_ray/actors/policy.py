@@ -9,14 +9,17 @@ from typing import cast
 import ray
 from ray import ObjectRef
 from ray.actor import ActorProxy
+from torch import Tensor
 
 from ring_ray.actors.calls import two_refs
 from ring_ray.actors.memory import held_bytes
 from ring_ray.actors.names import Named
+from ring_ray.checkpoint.store import CheckpointError, read_manifest
+from ring_ray.checkpoint.tensors import POLICY, read_tensors
 from ring_ray.config import AlgoConfig, Device, RunConfig, TrainConfig
 from ring_ray.engines.deepspeed import DeepSpeedEngine
 from ring_ray.engines.weights import Parcel, Transport, checksum, make_transport, parcels
-from ring_ray.roles import BatchRef, LogprobsRef, ParcelRef
+from ring_ray.roles import BatchRef, LogprobsRef, ParcelRef, PolicyStateRef
 from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics
 
 
@@ -105,6 +108,17 @@ class PolicyWorker(Named):
     def save(self, path: str) -> None:
         self._started.save(path)
 
+    @ray.method
+    def snapshot(self) -> dict[str, Tensor]:
+        return self._started.snapshot()
+
+    @ray.method
+    def restore(self, checkpoint: str) -> None:
+        try:
+            self._started.restore(read_tensors(checkpoint, read_manifest(checkpoint), POLICY))
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint}: {error}") from error
+
 
 class PolicyGang:
     """`PolicyRole` over R ranks: every call goes to all of them, rank 0 answers."""
@@ -141,3 +155,12 @@ class PolicyGang:
 
     async def save(self, path: str) -> None:
         await asyncio.gather(*(worker.save.remote(path) for worker in self._workers))
+
+    async def snapshot(self) -> PolicyStateRef:
+        """Waits until all ranks have taken theirs: what goes wrong belongs to this call, not to a later one."""
+        shares = [worker.snapshot.remote() for worker in self._workers]
+        await asyncio.to_thread(ray.wait, shares, num_returns=len(shares), fetch_local=False)
+        return PolicyStateRef(shares)
+
+    async def restore(self, checkpoint: str) -> None:
+        await asyncio.gather(*(worker.restore.remote(checkpoint) for worker in self._workers))

@@ -3,6 +3,7 @@
 import asyncio
 from typing import cast
 
+import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorProxy
@@ -24,6 +25,7 @@ class RolloutWorker(Named):
         from ring_ray.engines.vllm import VllmEngine  # here, so that the driver never imports vLLM
 
         self._device = device
+        self._seed = config.seed if config.rollout.deterministic else None
         self._engine: RolloutEngine = VllmEngine(
             model_path,
             config.model,
@@ -36,7 +38,14 @@ class RolloutWorker(Named):
 
     async def extend(self, prompt: Prompt, response: int, sequence: Sequence) -> Sequence:
         """Continue response number ``response`` to a prompt."""
-        return sequence if sequence.finished else await self._engine.generate(sequence)
+        if sequence.finished:
+            return sequence
+        seed = None
+        if self._seed is not None:
+            # Of the call, by where it begins: resumed, a response must not draw its first numbers again.
+            call = (self._seed, prompt.index, response, len(sequence))
+            seed = int(np.random.default_rng(call).integers(2**63))
+        return await self._engine.generate(sequence, seed)
 
     @ray.method(num_returns=2)
     async def generate(self, rollout: Rollout) -> tuple[Rollout, RolloutStatus]:

@@ -6,6 +6,7 @@ by hand. Values are checked where they are defined, so a bad one is refused befo
 
 from ring_ray.config.algo import AlgoConfig
 from ring_ray.config.check import ConfigError, did_you_mean, require, require_one_of
+from ring_ray.config.checkpoint import CheckpointConfig
 from ring_ray.config.cluster import ClusterConfig, Device, RoleResources
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
 from ring_ray.config.run import (
@@ -21,6 +22,7 @@ from ring_ray.config.run import (
 __all__ = [
     "WANDB_MODES",
     "AlgoConfig",
+    "CheckpointConfig",
     "ClusterConfig",
     "ConfigError",
     "DataConfig",

@@ -36,6 +36,11 @@ class RolloutConfig:
         "After a weight update resume from the keys and values of the old weights, as far as the same engine goes on, "
         "rather than compute them again.",
     )
+    deterministic: bool = key(
+        False,
+        "A response's tokens depend on the run's seed, its prompt, its number and the weights, not on what else its "
+        "engine decodes, and a step's prompts are issued in waves. For runs that repeat; slower.",
+    )
 
     def __post_init__(self) -> None:
         counts = ("max_prompt_tokens", "max_response_tokens", "max_sequences", "max_batched_tokens", "kv_cache_mib")
@@ -54,6 +59,12 @@ class RolloutConfig:
             "rollout.max_batched_tokens",
             self.max_batched_tokens,
             f"must hold a token of each of rollout.max_sequences={self.max_sequences}",
+        )
+        require(
+            not (self.deterministic and self.keep_cache),
+            "rollout.deterministic",
+            self.deterministic,
+            "needs rollout.keep_cache=false: which keys and values are kept depends on what else an engine decodes",
         )
 
 

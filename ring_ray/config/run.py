@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from ring_ray.config.algo import AlgoConfig
 from ring_ray.config.check import require, require_one_of
+from ring_ray.config.checkpoint import CheckpointConfig
 from ring_ray.config.cluster import ClusterConfig
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
 from ring_ray.config.keys import key
@@ -114,6 +115,11 @@ class RunConfig:
     run_dir: str = key(
         "outputs/run", "Directory that the run writes to; on the command line set hydra.run.dir instead."
     )
+    resume: str = key(
+        "auto",
+        "`auto` (go on from the newest complete checkpoint of this run, if there is one), `never` (begin anew) or a "
+        "checkpoint's directory or URL to go on from.",
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     algo: AlgoConfig = field(default_factory=AlgoConfig)
@@ -124,16 +130,24 @@ class RunConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
         cluster = self.cluster
         require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        require(self.resume != "", "resume", self.resume, "must be auto, never or a checkpoint's directory or URL")
         require(
             self.rollout.top_p == 1,
             "rollout.top_p",
             self.rollout.top_p,
             "must be 1: ratios compare whole distributions, not what a cut leaves of them",
+        )
+        require(
+            not (self.rollout.deterministic and cluster.overlap),
+            "rollout.deterministic",
+            self.rollout.deterministic,
+            "needs cluster.overlap=false, as with cluster=colocated: else the clock decides where a response is cut",
         )
         require(
             self.train.zero_stage > 0 or self.model.dtype == "float32",

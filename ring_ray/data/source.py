@@ -27,6 +27,7 @@ class Cursor(TypedDict):
     epoch: int
     position: int  # prompts of this epoch that were issued
     issued: int  # prompts of the whole run that were issued
+    digest: str  # of the training prompts and the seed
 
 
 class PromptSource:
@@ -35,6 +36,7 @@ class PromptSource:
     def __init__(self, training: Iterable[Prompt], held_out: Iterable[Prompt], seed: int) -> None:
         self.training, self.held_out = tuple(training), tuple(held_out)
         self._seed, self._issued = seed, 0
+        self._digest = _digest(self.training, seed)
         self._order = self._shuffle(epoch=0)
 
     def __len__(self) -> int:
@@ -52,12 +54,15 @@ class PromptSource:
 
     def state(self) -> Cursor:
         epoch, position = divmod(self._issued, len(self))
-        return {"epoch": epoch, "position": position, "issued": self._issued}
+        return {"epoch": epoch, "position": position, "issued": self._issued, "digest": self._digest}
 
     def restore(self, cursor: Cursor) -> None:
-        """Go on from ``cursor``; raises `DataError` where it was taken from a data set of another size."""
-        if divmod(cursor["issued"], len(self)) != (cursor["epoch"], cursor["position"]):
-            raise DataError(f"cursor {cursor} does not fit {len(self)} training prompts: the data has changed")
+        """Go on from ``cursor``; raises `DataError` where it was taken from other prompts or with another seed."""
+        if cursor["digest"] != self._digest:
+            raise DataError(
+                f"the cursor was not taken from these {len(self)} training prompts: the data, the tokenizer or "
+                f"seed={self._seed} has changed"
+            )
         self._issued = cursor["issued"]
         self._order = self._shuffle(cursor["epoch"])
 
@@ -104,6 +109,15 @@ def split(rows: list[Row], held_out_fraction: float, key: str) -> tuple[list[Row
     count = sum(_uniform_hash(row.text) < held_out_fraction for row in ranked)
     held_out = {row.text for row in ranked[: min(max(count, 1), len(rows) - 1)]}
     return [row for row in rows if row.text not in held_out], [row for row in rows if row.text in held_out]
+
+
+def _digest(prompts: Iterable[Prompt], seed: int) -> str:
+    """Tells the same prompts in the same order from any others."""
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=16)
+    for prompt in prompts:
+        digest.update(repr((prompt.id, prompt.domain, prompt.text, prompt.verifier, prompt.answer)).encode())
+        digest.update(prompt.token_ids.tobytes())
+    return digest.hexdigest()
 
 
 def _uniform_hash(text: str) -> float:

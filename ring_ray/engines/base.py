@@ -12,8 +12,10 @@ from ring_ray.types import FloatArray, Sequence, TokenBatch, UpdateMetrics
 class RolloutEngine(Protocol):
     """Generates. One `generate` call is one sequence; many run at a time and the engine batches them."""
 
-    async def generate(self, sequence: Sequence) -> Sequence:
+    async def generate(self, sequence: Sequence, seed: int | None = None) -> Sequence:
         """Continue ``sequence`` until it finishes or the engine is interrupted.
+
+        ``seed`` is that of its random numbers, in [0, 2^63); without one they are the engine's, as they come.
 
         Returns the sequence with its new tokens, each with its log-prob under the current weights at sampling
         temperature and with the current policy version. ``finish_reason`` is "unfinished" after an interruption;

@@ -3,7 +3,7 @@
 import gc
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ring_ray.config import AlgoConfig, ModelConfig, TrainConfig
 from ring_ray.engines.hf import CausalPolicy, load_model, rank_logprobs
 from ring_ray.engines.host_memory import HostMemory, free, tensors_in
 from ring_ray.engines.modules import conversion_groups, recompute_layers, sparse_moe_blocks, unique_tensors
+from ring_ray.engines.training_state import TrainingState
 from ring_ray.engines.weights import listening_store
 from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics
 
@@ -76,6 +77,7 @@ class DeepSpeedEngine:
             # ZeRO-3 gathers its experts at once: which of them a rank needs, and when, is for the tokens to say.
             self._deepspeed.utils.set_z3_leaf_module(block, True)
         self._host_memory = HostMemory()
+        self._steps = torch.zeros((), dtype=torch.int64)
         self._engine = self._initialize(model.dtype)
 
     def update(self, batch: TokenBatch, reference_logprobs: tuple[FloatArray, ...] | None) -> UpdateMetrics:
@@ -97,7 +99,7 @@ class DeepSpeedEngine:
             backward=lambda loss: self._engine.backward(loss * self._world_size),
             sum_over_ranks=_sum_over_ranks,
         )
-        learning_rate = self._engine.get_lr()[0]
+        learning_rate = self._set_learning_rate()
         self._engine.step()
         grad_norm = self._grad_norm if self._train.zero_stage == 0 else float(self._engine.get_global_grad_norm())
         metrics = update_metrics(
@@ -110,6 +112,7 @@ class DeepSpeedEngine:
         )
         if not math.isfinite(grad_norm):
             raise FloatingPointError(f"gradient norm {grad_norm} at policy version {batch.version}: {metrics}")
+        self._steps += 1
         return metrics
 
     def logprobs(self, batch: TokenBatch) -> tuple[FloatArray, ...]:
@@ -150,6 +153,21 @@ class DeepSpeedEngine:
             tokenizer.save_pretrained(path)
         dist.barrier()
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """Host copies of this rank's share of the training state, by name as in `training_state`.
+
+        Over all ranks each tensor of the state comes once. Training goes on as if there had been no snapshot.
+        """
+        return self._training_state().snapshot()
+
+    def restore(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Go on from what the ranks' snapshots hold together, whatever their number and ZeRO stage were.
+
+        Every rank is given all ``tensors``, of which it holds one at a time. Raises ValueError that names the tensor
+        where they are not those of this model; the engine is then of no use until another state is restored.
+        """
+        self._training_state().restore(tensors)
+
     def close(self) -> None:
         """Let go of the model and its optimizer state, so that another engine can be made. Idempotent."""
         if self._engine is not None:
@@ -163,13 +181,11 @@ class DeepSpeedEngine:
 
     def _initialize(self, dtype: str) -> Any:
         optimizer = self._make_optimizer()
-        warmup = max(self._train.warmup_steps, 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
         config = _deepspeed_config(dtype, self._train, sum(p.numel() for p in self._policy.parameters()))
         if self._train.zero_stage == 3:
             self._shard(dtype, config)
         return self._deepspeed.initialize(
-            model=self._policy, optimizer=optimizer, lr_scheduler=schedule, config=config, dist_init_required=False
+            model=self._policy, optimizer=optimizer, config=config, dist_init_required=False
         )[0]
 
     def _shard(self, dtype: str, config: dict[str, Any]) -> None:
@@ -195,6 +211,12 @@ class DeepSpeedEngine:
             # DeepSpeed clips here too, but keeps the norm to itself.
             optimizer.register_step_pre_hook(self._clip_gradients)
         return optimizer
+
+    def _set_learning_rate(self) -> float:
+        rate = self._train.learning_rate * min(1.0, (int(self._steps) + 1) / max(self._train.warmup_steps, 1))
+        for group in self._engine.basic_optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def _clip_gradients(self, *_: object) -> None:
         norm = nn.utils.clip_grad_norm_(self._policy.parameters(), self._train.max_grad_norm)
@@ -226,6 +248,11 @@ class DeepSpeedEngine:
         """All that takes memory between two steps, or is a view of it."""
         optimizers = [vars(self._engine.optimizer), vars(self._engine.basic_optimizer)]
         return [*tensors_in([*self._policy.parameters(), *optimizers])]
+
+    def _training_state(self) -> TrainingState:
+        self._host_memory.give_back()
+        tensors = unique_tensors(self._policy.model)
+        return TrainingState(self._engine, tensors, self._steps, zero_stage=self._train.zero_stage, device=self._device)
 
     def _gathered(self, tensors: list[Tensor]) -> Any:
         return self._deepspeed.zero.GatheredParameters(tensors, enabled=self._train.zero_stage == 3)

@@ -29,7 +29,7 @@ class VllmEngine:
         model: dtype and trust.
         rollout: sampling and limits; prompt and response together are the context length.
         device: "cpu" runs vLLM over this project's PyTorch kernels.
-        seed: of the sampler.
+        seed: of the random numbers of sequences that are given none.
         replay_routing: fill in `Sequence.routed_experts`.
         sleeps: be able to ``interrupt(sleep=True)``.
     """
@@ -64,7 +64,7 @@ class VllmEngine:
         options = {"seed": seed, "enable_return_routed_experts": replay_routing, "enable_sleep_mode": sleeps}
         self._llm, self._sampling = start(model_path, model, rollout, device, options)
 
-    async def generate(self, sequence: Sequence) -> Sequence:
+    async def generate(self, sequence: Sequence, seed: int | None = None) -> Sequence:
         remaining = self._limit - len(sequence)
         if len(sequence.prompt_ids) > self._max_prompt_tokens:
             raise ValueError(
@@ -77,7 +77,7 @@ class VllmEngine:
         async with self._gate:
             if self._interrupted:
                 return sequence
-            outputs = await self._submit(sequence, remaining)
+            outputs = await self._submit(sequence, remaining, seed)
             version = self.version
             self._running += 1
             self._idle.clear()
@@ -157,11 +157,11 @@ class VllmEngine:
         finally:
             self._llm.shutdown()
 
-    async def _submit(self, sequence: Sequence, max_tokens: int) -> Any:
+    async def _submit(self, sequence: Sequence, max_tokens: int, seed: int | None) -> Any:
         """The queue on which vLLM puts the request's one output."""
         await self._guard()
         sampling = self._sampling.clone()
-        sampling.max_tokens = max_tokens
+        sampling.max_tokens, sampling.seed = max_tokens, seed
         if sequence.routed_experts is not None:
             sampling.routed_experts_prompt_start = len(sequence.routed_experts)
         context = np.concatenate((sequence.prompt_ids, sequence.response_ids)).tolist()

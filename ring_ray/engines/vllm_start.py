@@ -25,11 +25,9 @@ def start(
         RuntimeError: this process uses vLLM on another device.
     """
     _check_directory(model_path)
-    _set_environment(device)
-    from vllm import SamplingParams
+    _set_environment(device, rollout.deterministic)
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
-    from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
 
     if current_platform.device_type != device:
@@ -54,7 +52,14 @@ def start(
         **options,
         **_device_options(rollout, device),
     )
-    sampling = SamplingParams(
+    return AsyncLLM.from_engine_args(arguments), _sampling(rollout)
+
+
+def _sampling(rollout: RolloutConfig) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         logprobs=0,
@@ -62,7 +67,6 @@ def start(
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-    return AsyncLLM.from_engine_args(arguments), sampling
 
 
 def _check_directory(model_path: str) -> None:
@@ -84,10 +88,12 @@ def _device_options(rollout: RolloutConfig, device: Device) -> dict[str, Any]:
     }
 
 
-def _set_environment(device: Device) -> None:
+def _set_environment(device: Device, deterministic: bool) -> None:
     """For this process, before it imports vLLM, and for the engine's, which inherits it."""
     os.environ.update({"VLLM_NO_USAGE_STATS": "1", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"})
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # Kernels that calculate a sequence in the same way whatever else is in the batch.
+    os.environ["VLLM_BATCH_INVARIANT"] = str(int(deterministic))
     if device == "cpu":
         os.environ[ENABLE_VARIABLE] = "1"
         # The sampler compiles two small functions even under enforce_eager, for which there may be no C++ compiler.

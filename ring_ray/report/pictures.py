@@ -82,6 +82,10 @@ MINUTES = Progress(
 )
 
 
+SMOOTHED_STEPS = 10  # of a run, for each step of a moving mean's window
+BAND_RUNS = 3  # that a band of the mean needs: of two it would fill the frame, at 12.7 standard errors
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
     """Metrics over the training, all groups of runs in one picture."""
@@ -94,11 +98,14 @@ class Curve:
     window: int = 1  # steps of the moving mean; above 1 the raw curve of a single run stays, faint
 
     def picture(self, groups: Sequence[RunGroup]) -> Picture:
+        """A short run is smoothed less, or one lucky step would be all that is seen of it."""
+        steps = max(len(run.rows) for group in groups for run in group.runs)
+        curve = replace(self, window=max(1, min(self.window, steps // SMOOTHED_STEPS)))
         caption = self.caption
-        if self.window > 1:
+        if curve.window > 1:
             raw = "; faint: each step" if any(len(group.runs) == 1 for group in groups) else ""
-            caption += f" Moving mean of {self.window} steps{raw}."
-        return render(self.title, caption, partial(self.draw, groups=groups))
+            caption += f" Moving mean of {curve.window} steps{raw}."
+        return render(self.title, caption, partial(curve.draw, groups=groups))
 
     def draw(self, axes: Axes, groups: Sequence[RunGroup]) -> None:
         for group in groups:
@@ -106,10 +113,8 @@ class Curve:
             for name, line, color in zip(self.names, ("-", "--"), (group.color, dashed), strict=False):
                 self._draw_lines(axes, group, name, line, color)
         _label(axes, self.unit, self.against)
-        for (
-            group
-        ) in groups:  # after the scale is fixed: with two or three seeds a band can be far wider than the curves
-            if len(group.runs) > 1:
+        for group in groups:  # after the scale is fixed: with few seeds a band can be far wider than the curves
+            if len(group.runs) >= BAND_RUNS:
                 positions, mean, margin = mean_course(self._courses(group, self.names[0]))
                 low, high = condensed(mean - margin), condensed(mean + margin)
                 axes.fill_between(condensed(positions), low, high, color=group.color, alpha=0.15, linewidth=0)

@@ -125,7 +125,7 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
 
 def _run_directories(path: Path) -> list[Path]:
     if not path.is_dir():
-        raise ReportError(f"{path} is not a directory")
+        raise ReportError(f"{path} is not a directory; give that of a run, or of a sweep for all of its runs")
     if _is_run(path):
         return [path]
     return sorted(child for child in path.iterdir() if _is_run(child)) or [path]

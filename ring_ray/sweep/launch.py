@@ -1,5 +1,6 @@
 """A sweep from its jobs to their records, on a running cluster or on one of its own."""
 
+import os
 import re
 import shlex
 import signal
@@ -66,10 +67,14 @@ def launch_sweep(
     if working_dir is not None:
         environment["working_dir"] = working_dir
         environment["env_vars"] |= git_variables(Path(working_dir))
+    console = Console(stderr=True)
+    results = os.path.relpath(os.path.commonpath([job.directory.parent for job in jobs]))
+    console.print(f"{len(jobs)} jobs; results go to {results}", soft_wrap=True, markup=False, highlight=False)
     with interruptible(poll_seconds) as pause, job_server(address, environment) as server:
         sweep = Sweep(jobs, server, max_parallel=max_parallel)
-        with SweepView(sweep, Console(stderr=True)) as view:
+        with SweepView(sweep, console) as view:
             follow(sweep, view, pause)
+            view.say(f"to compare them: python jobs/report.py {shlex.quote(results)}")
     if sweep.stopped:
         raise KeyboardInterrupt
     return sweep.records

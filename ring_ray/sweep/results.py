@@ -21,10 +21,12 @@ def has_result(config: RunConfig, directory: Path) -> bool:
 
 
 def _deciding(config: Any) -> dict[str, Any]:
-    """The values that a result depends on: not where it is written, nor who is told."""
+    """The values that a result depends on: not where it is written or saved, nor who is told."""
     values: Any = OmegaConf.to_container(config)
     values["sync"].pop("directory")
-    return {name: value for name, value in values.items() if name not in ("run_dir", "tracking")}
+    return {
+        name: value for name, value in values.items() if name not in ("run_dir", "resume", "checkpoint", "tracking")
+    }
 
 
 def accuracy(directory: Path) -> float | None:

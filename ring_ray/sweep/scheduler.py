@@ -146,8 +146,8 @@ class Sweep:
         if not record.id:
             # Chosen here: a job whose submission was accepted, but not answered, must not be started again.
             record.id = f"{record.job.name.replace(' ', '-')}-{token_hex(4)}"
-            for name in ("summary.json", "metrics.jsonl"):  # of an earlier run: from now on they are this job's
-                (record.job.directory / name).unlink(missing_ok=True)
+            # Of an earlier run: from now on it is this job's. Its steps stay, the job may go on from a checkpoint.
+            (record.job.directory / "summary.json").unlink(missing_ok=True)
         try:
             self._client.submit(record.id, record.job.command, record.job.name)
         except RuntimeError as error:

@@ -32,6 +32,8 @@ class SweepView(AbstractContextManager["SweepView"]):
         self._sweep, self._console = sweep, console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._shown = dict[int, State]()  # by the job's number
+        overrides = [set(record.job.overrides) for record in sweep.records]
+        self._common = set.intersection(*overrides) if len(overrides) > 1 else set[str]()  # not worth telling
 
     def __enter__(self) -> "SweepView":
         if self._live:
@@ -83,7 +85,7 @@ class SweepView(AbstractContextManager["SweepView"]):
         return (
             str(job.number),
             record.state,
-            " ".join(job.overrides),
+            " ".join(override for override in job.overrides if override not in self._common),
             "" if minutes is None else f"{minutes:.1f}",
             f"{step['step']}/{job.config.train.steps}" if step and isinstance(job.config, RunConfig) else "",
             "" if reward is None else f"{reward:.3f}",

@@ -15,11 +15,14 @@ class TerminalSink:
     Without ``progress`` only what `say` is told.
     """
 
-    def __init__(self, steps: int, console: Console, *, progress: bool = True) -> None:
+    def __init__(self, steps: int, console: Console, *, done: int = 0, progress: bool = True) -> None:
+        """``done`` of the ``steps`` were taken before."""
         self._lines = progress
         columns = (TextColumn("step"), BarColumn(None), MofNCompleteColumn(), TextColumn("eta"), TimeRemainingColumn())
         self._progress = Progress(*columns, console=console, disable=not (progress and console.is_terminal))
-        self._task = self._progress.add_task("", total=steps, start=False)  # pulses until the first step
+        self._task = self._progress.add_task(
+            "", total=steps, completed=done, start=False
+        )  # pulses until the first step
         self._progress.start()
         self._last_names, self._last_note = set[str](), time.monotonic()
 

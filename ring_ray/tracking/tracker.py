@@ -1,6 +1,8 @@
 """The tracker: one object that everything a run reports goes through."""
 
 import json
+import math
+import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -11,7 +13,7 @@ from typing import Protocol
 from rich.console import Console
 
 from ring_ray.config import RunConfig
-from ring_ray.metrics import AccuracyInterval, RunSummary, Values, coefficient_of_variation, flatten
+from ring_ray.metrics import AccuracyInterval, RunSummary, Values, coefficient_of_variation, flatten, ledger_of
 from ring_ray.tracking.files import JsonlFile, rollout_row
 from ring_ray.tracking.host import HostMeter
 from ring_ray.tracking.terminal import TerminalSink
@@ -32,18 +34,29 @@ class Sink(Protocol):
 class Tracker(AbstractContextManager["Tracker"]):
     """Everything that a run reports goes through here; a context manager that closes its sinks."""
 
-    def __init__(self, config: RunConfig, sinks: Iterable[Sink] = ()) -> None:
-        """``sinks`` are told every number as well, and closed with the tracker."""
-        self._config, self._start, self._steps = config, time.monotonic(), list[StepMetrics]()
+    def __init__(
+        self, config: RunConfig, sinks: Iterable[Sink] = (), *, steps: int = 0, wandb_id: str | None = None
+    ) -> None:
+        """``sinks`` are told every number as well, and closed with the tracker.
+
+        A run that goes on after ``steps`` optimizer steps keeps what it had reported of them; in W&B it is the run
+        ``wandb_id``.
+        """
+        self._config, self._start = config, time.monotonic()
+        self.wandb_id = wandb_id or secrets.token_hex(4)
         self._directory = Path(config.run_dir)
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / "summary.json").unlink(missing_ok=True)  # of an earlier run
-        self._metrics = JsonlFile(self._directory / "metrics.jsonl")
-        self._rollouts = JsonlFile(self._directory / "rollouts.jsonl")
+        self._metrics = JsonlFile(self._directory / "metrics.jsonl", steps)
+        self._rollouts = JsonlFile(self._directory / "rollouts.jsonl", steps)
+        self._steps: list[Values] = [
+            {name: math.nan if value is None else value for name, value in row.items()} for row in self._metrics.kept
+        ]
         self._host = HostMeter()
-        self._terminal = TerminalSink(config.train.steps, Console(stderr=True), progress=config.tracking.progress)
+        console, progress = Console(stderr=True), config.tracking.progress
+        self._terminal = TerminalSink(config.train.steps, console, done=steps, progress=progress)
         mirrored = wandb_mode(config.tracking.wandb) != "disabled"
-        self._wandb = WandbSink(config, self.stage) if mirrored else None
+        self._wandb = WandbSink(config, self.wandb_id, self.stage) if mirrored else None
         self._sinks: list[Sink] = [self._terminal, *sinks, *([self._wandb] if self._wandb else [])]
 
     @property
@@ -62,8 +75,8 @@ class Tracker(AbstractContextManager["Tracker"]):
 
     def log(self, metrics: StepMetrics) -> None:
         """Record one optimizer step."""
-        self._steps.append(metrics)
         values = flatten(metrics) | self._host.read()
+        self._steps.append(values)
         self._metrics.append(values)
         self.note(values)
 
@@ -85,7 +98,7 @@ class Tracker(AbstractContextManager["Tracker"]):
 
         Raises ValueError where no step was logged.
         """
-        trained_tokens = [step.batch.trained_tokens for step in self._steps]
+        trained_tokens = [int(step["c3po/trained_tokens"]) for step in self._steps]
         summary = RunSummary(
             algo=self._config.algo.name,
             seed=self._config.seed,
@@ -96,8 +109,8 @@ class Tracker(AbstractContextManager["Tracker"]):
             trained_tokens_min=min(trained_tokens),
             trained_tokens_max=max(trained_tokens),
             trained_tokens_cv=coefficient_of_variation(trained_tokens),
-            grad_norm_cv=coefficient_of_variation([step.update.grad_norm for step in self._steps]),
-            ledger_balanced=all(step.ledger.balanced for step in self._steps),
+            grad_norm_cv=coefficient_of_variation([step["policy/grad_norm"] for step in self._steps]),
+            ledger_balanced=all(ledger_of(step).balanced for step in self._steps),
         )
         temporary = self._directory / "summary.json.tmp"
         temporary.write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")

@@ -39,10 +39,13 @@ class WandbSink:
     is kept offline. Failures are counted, said once, and never stop the training.
     """
 
-    def __init__(self, config: RunConfig, say: Callable[[str], None]) -> None:
-        """``say`` tells the user where the run is, and how to send it where it is on disk only."""
+    def __init__(self, config: RunConfig, run_id: str, say: Callable[[str], None]) -> None:
+        """The run ``run_id`` goes on if W&B has it, and begins if not.
+
+        ``say`` tells the user where the run is, and how to send it where it is on disk only.
+        """
         self.failures = 0
-        self._config, self._say = config, say
+        self._config, self._run_id, self._say = config, run_id, say
         self._finish_seconds = UPLOAD_SECONDS if config.tracking.artifacts else FINISH_SECONDS
         self._tasks = SimpleQueue[Task | None]()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -113,6 +116,8 @@ class WandbSink:
         run = wandb.init(
             project=config.tracking.project,
             entity=config.tracking.entity,
+            id=self._run_id,
+            resume="allow" if mode == "online" else None,
             name=Path(config.run_dir).name,
             group=config.tracking.group,
             job_type="train" if config.tracking.job_number is None else "sweep",

@@ -26,7 +26,7 @@ from ring_ray.roles import RolloutRef
 from ring_ray.stream import RolloutStream
 from ring_ray.sync import WeightSync
 from ring_ray.types import Prompt, Reward, Rollout, RolloutStatus, Sequence, Verdict
-from tests.unit.fakes import FakePolicy, FakePrompts, FakeReward, FakeRollout, LocalBuffer, StepList
+from tests.unit.fakes import FakeCheckpoints, FakePolicy, FakePrompts, FakeReward, FakeRollout, LocalBuffer, StepList
 
 PROMPTS, GROUP_SIZE, MEAN_LENGTH, MAX_LENGTH = 512, 16, 12_800, 32_768
 TOKENS = PROMPTS * GROUP_SIZE * MEAN_LENGTH
@@ -248,7 +248,14 @@ def measure_controller(token_budget: int) -> Result:
         )
         started = time.process_time()
         await Controller(
-            config, stream=stream, policy=policy, reference=None, reward=reward, meters={}, tracker=log
+            config,
+            stream=stream,
+            policy=policy,
+            reference=None,
+            reward=reward,
+            meters={},
+            checkpoints=FakeCheckpoints(),
+            tracker=log,
         ).run()
         return time.process_time() - started
 

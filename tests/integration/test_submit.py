@@ -41,7 +41,7 @@ def test_submit_stop_and_resubmit(cluster: LocalCluster) -> None:
     run_dir = cluster.home / "ring_ray" / "outputs" / "quickstart"  # where a job's results go by default
     submission = cluster.popen("jobs/submit.sh", "--id", "stopped", *QUICK, "train.steps=500")
     follow(submission, "step 2/500")
-    names = ["buffer 0", "policy rank 0", "reference 0", "reward worker 0", "rollout engine 0"]
+    names = ["archive 0", "buffer 0", "policy rank 0", "reference 0", "reward worker 0", "rollout engine 0"]
     ours = [actor for actor in cluster.listed("actors", "ALIVE") if actor["class_name"].endswith("Worker")]
     assert sorted(actor["name"] for actor in ours) == sorted(actor["repr_name"] for actor in ours) == names
     node = {actor["name"]: actor["node_id"] for actor in ours}

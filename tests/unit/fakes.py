@@ -1,6 +1,7 @@
 """In-process stand-ins for the engines: the stream and the controller run on them in milliseconds, without Ray.
 
-The buffer is the real one. Time is the event loop's turns: an engine samples one token a sequence each turn.
+The buffer is the real one. Time is the event loop's turns: an engine samples one token a sequence each turn. What it
+samples, and what that earns, only the seed, the prompt and the number of the response decide.
 """
 
 import asyncio
@@ -10,9 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ring_ray.buffer import RolloutBuffer
+from ring_ray.buffer import BufferState, RolloutBuffer
 from ring_ray.config import AlgoConfig, TrainConfig
-from ring_ray.roles import BatchRef, BufferStatus, LogprobsRef, ParcelRef, RolloutRef
+from ring_ray.data.source import Cursor
+from ring_ray.roles import BatchRef, BufferStateRef, BufferStatus, LogprobsRef, ParcelRef, PolicyStateRef, RolloutRef
+from ring_ray.stream import StreamSnapshot
 from ring_ray.types import (
     BatchSummary,
     Ledger,
@@ -39,6 +42,12 @@ class FakePrompts:
         self.issued += 1
         return make_prompt(self.issued - 1)
 
+    def state(self) -> Cursor:
+        return {"epoch": 0, "position": self.issued, "issued": self.issued, "digest": "fake"}
+
+    def restore(self, cursor: Cursor) -> None:
+        self.issued = cursor["issued"]
+
     def __len__(self) -> int:
         return self._distinct
 
@@ -49,13 +58,12 @@ def make_prompt(index: int) -> Prompt:
 
 
 class FakeRollout:
-    """Samples tokens that count up from 0, so that a lost or repeated one shows; lengths are drawn by seed."""
+    """Samples tokens that count up from 0, so that a lost or repeated one shows; log-probs tell the responses apart."""
 
     checksum = "same"
 
     def __init__(self, mean_length: float = 20, seed: int = 0) -> None:
-        self._random = np.random.default_rng(seed)
-        self._mean_length = mean_length
+        self._mean_length, self._seed = mean_length, seed
         self._open, self._running = True, 0
         self._idle = asyncio.Condition()
         self.version, self.loads, self.sampled, self.lose_a_token = 0, 0, 0, False
@@ -68,10 +76,7 @@ class FakeRollout:
         self._running += 1
         try:
             sequences = await asyncio.gather(
-                *(
-                    self._continue(sequence, self.mean_length(rollout, i))
-                    for i, sequence in enumerate(rollout.sequences)
-                )
+                *(self._continue(sequence, rollout, response) for response, sequence in enumerate(rollout.sequences))
             )
         finally:
             self._running -= 1
@@ -87,12 +92,19 @@ class FakeRollout:
         )
         return RolloutRef(replace(rollout, sequences=tuple(sequences))), status
 
-    def mean_length(self, rollout: Rollout, response: int) -> float:
-        return self._mean_length
+    def length(self, rollout: Rollout, response: int) -> float:
+        """Tokens that the response will have, at least 1."""
+        draw = np.random.default_rng((self._seed, rollout.prompt.index, response))
+        return float(draw.geometric(1 / self._mean_length))
 
-    async def _continue(self, sequence: Sequence, mean_length: float) -> Sequence:
+    async def tick(self) -> None:
+        """How long a token takes."""
+        await asyncio.sleep(0)
+
+    async def _continue(self, sequence: Sequence, rollout: Rollout, response: int) -> Sequence:
+        length = self.length(rollout, response)
         while not sequence.finished and self._open:
-            await asyncio.sleep(0)
+            await self.tick()
             if not self._open:
                 break
             token = len(sequence)
@@ -100,9 +112,9 @@ class FakeRollout:
             sequence = replace(
                 sequence,
                 response_ids=np.append(sequence.response_ids, np.int32(token)),
-                logprobs=np.append(sequence.logprobs, np.float32(-1)),
+                logprobs=np.append(sequence.logprobs, np.float32(-response)),
                 versions=np.append(sequence.versions, np.int32(self.version)),
-                finish_reason="stop" if self._random.random() < 1 / mean_length else "unfinished",
+                finish_reason="stop" if token + 1 >= length else "unfinished",
             )
         return sequence
 
@@ -134,15 +146,20 @@ class FakeReward:
     """Right or wrong at random; ``verdict`` fixes it."""
 
     def __init__(self, verdict: Verdict | None = None, seed: int = 1) -> None:
-        self._random, self._verdict = np.random.default_rng(seed), verdict
+        self._seed, self._verdict = seed, verdict
         self._samples: list[RolloutSample] = []
 
     async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
         assert isinstance(rollout, Rollout)
-        await asyncio.sleep(0)
+        await self.tick()
+        self._random = np.random.default_rng((self._seed, rollout.prompt.index))
         rewards = tuple(self._reward() for _ in rollout.sequences)
         self._samples.append(make_sample(rollout, rewards[0]))
         return rewards
+
+    async def tick(self) -> None:
+        """How long a group takes."""
+        await asyncio.sleep(0)
 
     async def samples(self) -> tuple[RolloutSample, ...]:
         samples, self._samples = tuple(self._samples), []
@@ -157,7 +174,8 @@ class LocalBuffer:
     """The real buffer, called in process."""
 
     def __init__(self, algo: AlgoConfig) -> None:
-        self.buffer, self._revision = RolloutBuffer(algo, seed=0), 0
+        self._algo, self._revision = algo, 0
+        self.buffer = RolloutBuffer(algo, seed=0)
 
     def _status(self) -> BufferStatus:
         self._revision += 1
@@ -182,6 +200,32 @@ class LocalBuffer:
         self.buffer.advance(version)
         return self.buffer.ledger(), self._status()
 
+    async def snapshot(self) -> BufferStateRef:
+        return BufferStateRef(self.buffer.state())
+
+    async def restore(self, state: BufferStateRef) -> tuple[BufferStatus, dict[int, RolloutRef]]:
+        assert isinstance(state, BufferState)
+        self.buffer = RolloutBuffer(self._algo, seed=0, state=state)
+        return self._status(), {index: RolloutRef(rollout) for index, rollout in self.buffer.waiting.items()}
+
+
+class FakeCheckpoints:
+    """Takes one every so many steps, or none where that is 0."""
+
+    def __init__(self, every: int = 0) -> None:
+        self._every = every
+        self.taken: dict[int, StreamSnapshot] = {}  # by step
+        self.written: list[int] = []
+
+    def due(self, step: int) -> bool:
+        return self._every > 0 and step % self._every == 0
+
+    async def take(self, step: int, stream: StreamSnapshot, score: float) -> None:
+        self.taken[step] = stream
+
+    def write(self) -> None:
+        self.written += [step for step in self.taken if step not in self.written]
+
 
 class FakePolicy:
     """Remembers the batches that it was given; an update lasts ``update_turns``, so generation overlaps it."""
@@ -192,6 +236,7 @@ class FakePolicy:
         self.references: list[LogprobsRef | None] = []
         self.started: list[str] = []
         self.saved: list[str] = []
+        self.restored: list[str] = []
         self.on_device = False
 
     async def start(self, model_path: str, train: TrainConfig, algo: AlgoConfig) -> None:
@@ -220,6 +265,12 @@ class FakePolicy:
 
     async def memory(self) -> int:
         return 200 if self.on_device else 0
+
+    async def snapshot(self) -> PolicyStateRef:
+        return PolicyStateRef(f"after {len(self.batches)} updates")
+
+    async def restore(self, checkpoint: str) -> None:
+        self.restored.append(checkpoint)
 
     async def save(self, path: str) -> None:
         self.saved.append(path)

@@ -1,7 +1,9 @@
-"""The invariants of `RolloutBuffer` in random runs, against a model that keeps every single token in a set."""
+"""The invariants of `RolloutBuffer` in random runs, against a model that keeps every single token in a set.
+
+A copy that is restored from a snapshot at any moment goes the same way, and must answer the same.
+"""
 
 import math
-import pickle
 import statistics
 from itertools import groupby
 
@@ -11,10 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ring_ray.buffer import BufferNotReadyError, RolloutBuffer
+from ring_ray.buffer import BufferNotReadyError
 from ring_ray.config import AlgoConfig
 from ring_ray.types import BatchSummary, DomainReward, Ledger, Rollout, TokenBatch
 from tests.unit.rollouts import FAILED, Response, Token, response_of, rewards, rollout, sequence, tokens_of
+from tests.unit.twins import Twins
 
 
 def mean(values: list[float]) -> float:
@@ -37,7 +40,7 @@ class BufferMachine(RuleBasedStateMachine):
     )
     def start(self, seed: int, **options: object) -> None:
         self.algo = AlgoConfig(**options)  # type: ignore[arg-type]
-        self.buffer = RolloutBuffer(self.algo, seed)
+        self.buffer = Twins(self.algo, seed)
         self.version = 0
         self.issued: list[int] = []
         self.next_index = 0
@@ -135,7 +138,19 @@ class BufferMachine(RuleBasedStateMachine):
 
     @rule()
     def snapshot(self) -> None:
-        self.buffer = pickle.loads(pickle.dumps(self.buffer))
+        self.buffer.restore_twin()
+
+    @precondition(lambda self: self.next_index > 4)
+    @rule(index=st.integers(0, 30))
+    def refuse(self, index: int) -> None:
+        """What was never added can't be scored, what was can't be added again: of that a copy must know, too."""
+        if index not in self.waiting:
+            with pytest.raises(ValueError, match=f"prompt {index} is not waiting"):
+                self.buffer.score(index, rewards(*[1.0] * self.algo.group_size))
+        if index < self.next_index and index not in self.issued:
+            again = rollout(index, *[sequence(response, [0]) for response in range(self.algo.group_size)])
+            with pytest.raises(ValueError, match=f"prompt {index} was added before"):
+                self.buffer.add(again)
 
     def steps(self, *places: str) -> float:
         if self.algo.selection == "groups":

@@ -1,128 +1,27 @@
-"""The loop on in-process fakes: exact budgets, a balanced ledger, order of the steps, clear ends."""
+"""The loop on in-process fakes: the order of a step, and what it hands on."""
 
 import asyncio
-import math
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from ring_ray.config import AlgoConfig, ClusterConfig, ConfigError, RunConfig, TrainConfig
-from ring_ray.controller import Controller, MemoryMeter
+from ring_ray.config import AlgoConfig
 from ring_ray.roles import BatchRef, LogprobsRef, RolloutRef
-from ring_ray.stream import LedgerError, RolloutStream, StarvedError, check_budget
-from ring_ray.sync import WeightSync, WeightSyncError
-from ring_ray.types import Reward, Rollout, RolloutStatus, StepMetrics, TokenBatch, UpdateMetrics, Verdict
+from ring_ray.stream import StreamSnapshot
+from ring_ray.sync import WeightSyncError
+from ring_ray.types import Rollout, UpdateMetrics
 from tests.unit.fakes import (
+    FakeCheckpoints,
     FakePolicy,
     FakePrompts,
     FakeReference,
     FakeReward,
     FakeRollout,
-    LocalBuffer,
     StepList,
 )
+from tests.unit.loop import run
 from tests.unit.test_packing import make_sequence
-
-
-def run(
-    algo: AlgoConfig,
-    *,
-    steps: int = 5,
-    overlap: bool = True,
-    rollout: FakeRollout | None = None,
-    reward: FakeReward | None = None,
-    prompts: FakePrompts | None = None,
-    reference: FakeReference | None = None,
-    policy: FakePolicy | None = None,
-    verify: bool = False,
-    take_turns: bool = False,
-    log: StepList | None = None,
-) -> tuple[list[StepMetrics], FakePolicy, LocalBuffer]:
-    policy, log = policy or FakePolicy(), log or StepList()
-    buffer = LocalBuffer(algo)
-
-    async def go() -> None:
-        engines, rewards = rollout or FakeRollout(), reward or FakeReward()
-        stream = RolloutStream(
-            prompts=prompts or FakePrompts(),
-            rollout=engines,
-            sync=WeightSync(policy, engines, verify=verify, take_turns=take_turns),
-            reward=rewards,
-            buffer=buffer,
-            algo=algo,
-            overlap=overlap,
-            max_in_flight=4 * algo.group_size,
-            max_response_tokens=1000,
-        )
-        config = RunConfig(algo=algo, train=TrainConfig(steps=steps), cluster=ClusterConfig(overlap=overlap))
-        meters: dict[str, MemoryMeter] = {"policy": policy, "rollout": engines} if take_turns else {}
-        controller = Controller(
-            config,
-            stream=stream,
-            policy=policy,
-            reference=reference,
-            reward=rewards,
-            meters=meters,
-            tracker=log,
-        )
-        await asyncio.wait_for(controller.run(), timeout=60)
-
-    asyncio.run(go())
-    return log.steps, policy, buffer
-
-
-def trained_tokens(batches: list[TokenBatch]) -> Counter[tuple[int, int, int]]:
-    """How often each (prompt, response, position) was trained; responses of a prompt are told apart by identity."""
-    return Counter(
-        (segment.prompt_index, id(segment.sequence), position)
-        for batch in batches
-        for segment in batch.segments
-        for position in range(segment.start, segment.stop)
-    )
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    budget=st.integers(1, 400),
-    group_size=st.integers(2, 5),
-    staleness=st.integers(0, 3),
-    carry=st.booleans(),
-    filtered=st.booleans(),
-    overlap=st.booleans(),
-    seed=st.integers(0, 1000),
-)
-def test_exact_budget_balanced_ledger_nothing_twice(
-    budget: int, group_size: int, staleness: int, carry: bool, filtered: bool, overlap: bool, seed: int
-) -> None:
-    algo = AlgoConfig(
-        token_budget=budget,
-        group_size=group_size,
-        max_staleness=staleness,
-        carry=carry,
-        filter_zero_advantage=filtered,
-    )
-    steps, policy, _ = run(algo, overlap=overlap, rollout=FakeRollout(seed=seed), reward=FakeReward(seed=seed))
-    assert [step.batch.trained_tokens for step in steps] == [budget] * 5
-    assert [sum(map(len, batch.segments)) for batch in policy.batches] == [budget] * 5
-    assert all(step.ledger.balanced for step in steps)
-    assert [step.ledger.trained for step in steps] == [budget * (i + 1) for i in range(5)]
-    assert max(trained_tokens(policy.batches).values()) == 1
-    for batch in policy.batches:
-        for segment in batch.segments:
-            assert segment.sequence.response_ids.tolist() == list(range(len(segment.sequence)))  # none lost on resume
-            assert batch.version - segment.sequence.versions[segment.start : segment.stop].min() <= staleness
-
-
-def test_interrupted_responses_resume_with_the_version_of_each_token() -> None:
-    algo = AlgoConfig(token_budget=100, group_size=2, max_staleness=50)
-    _, policy, _ = run(algo, steps=12, rollout=FakeRollout(mean_length=60))
-    versions = [s.sequence.versions for batch in policy.batches for s in batch.segments]
-    assert any(len(set(v.tolist())) > 1 for v in versions), "no response spans two policy versions"
-    assert all((v[1:] >= v[:-1]).all() for v in versions)
 
 
 def test_every_step_trains_then_loads_the_next_version() -> None:
@@ -159,124 +58,36 @@ def test_reference_logprobs_reach_the_policy() -> None:
 def test_each_step_hands_on_samples_of_what_was_scored_during_it() -> None:
     log, reward = StepList(), FakeReward()
     evaluated = Rollout(
-        prompt=replace(FakePrompts().next(), index=-1), sequences=(make_sequence(np.random.default_rng(0), 3, 5),)
+        prompt=replace(FakePrompts().next(), index=10**6), sequences=(make_sequence(np.random.default_rng(0), 3, 5),)
     )
     asyncio.run(reward.score(RolloutRef(evaluated)))  # belongs to no step
     run(AlgoConfig(token_budget=300, group_size=4), reward=reward, log=log)
     assert [*log.samples] == [1, 2, 3, 4, 5]
     indices = [sample.prompt_index for samples in log.samples.values() for sample in samples]
     assert indices
-    assert -1 not in indices
+    assert 10**6 not in indices
     assert len(set(indices)) == len(indices)
 
 
-def test_grpo_takes_whole_groups() -> None:
-    algo = AlgoConfig(
-        name="grpo", selection="groups", groups_per_step=3, aggregation="response", group_size=4, max_staleness=20
-    )
-    steps, policy, _ = run(algo)
-    assert all(len(batch.segments) == 12 for batch in policy.batches)
-    assert all(segment.start == 0 for batch in policy.batches for segment in batch.segments)
-    assert len({step.batch.trained_tokens for step in steps}) > 1
+def test_checkpoints_are_taken_before_the_new_weights_and_written_after_the_step_is_reported() -> None:
+    rollout, log = FakeRollout(), StepList()
+    seen = []
 
+    class Watching(FakeCheckpoints):
+        async def take(self, step: int, stream: StreamSnapshot, score: float) -> None:
+            await super().take(step, stream, score)
+            seen.append((step, rollout.version, len(log.steps)))
 
-def test_a_few_long_responses_do_not_hold_the_place_of_the_many_that_ended() -> None:
-    """Every other prompt has one response that goes on for many steps; all others are one token long."""
+        def write(self) -> None:
+            super().write()
+            assert self.written == [step for step in (0, 2, 4) if step <= len(log.steps)]
 
-    class LongTail(FakeRollout):
-        def __init__(self) -> None:
-            super().__init__()
-            self.in_flight: dict[int, Rollout] = {}
-            self.most_prompts, self.most_responses = 0, 0
-
-        def mean_length(self, rollout: Rollout, response: int) -> float:
-            return math.inf if response == 0 and rollout.prompt.index % 2 else 1
-
-        async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
-            assert isinstance(rollout, Rollout)
-            self.in_flight[rollout.prompt.index] = rollout
-            responses = sum(not sequence.finished for one in self.in_flight.values() for sequence in one.sequences)
-            self.most_prompts = max(self.most_prompts, len(self.in_flight))
-            self.most_responses = max(self.most_responses, responses)
-            grown = await super().generate(rollout)
-            del self.in_flight[rollout.prompt.index]
-            return grown
-
-    rollout = LongTail()
-    run(AlgoConfig(token_budget=8, group_size=4, max_staleness=10**6), steps=4, rollout=rollout)
-    assert rollout.most_prompts > 8, "16 responses would be 4 groups, if each counted as whole"
-    assert rollout.most_responses < 16 + 4
-
-
-def test_back_pressure_keeps_tokens_from_growing_too_old() -> None:
-    algo = AlgoConfig(token_budget=400, group_size=2, max_staleness=2)
-    steps, _, _ = run(algo, steps=12, rollout=FakeRollout(mean_length=5), policy=FakePolicy(update_turns=1000))
-    last = steps[-1].ledger
-    assert last.in_flight + last.waiting + last.queued <= 2.2 * algo.token_budget
-    assert last.evicted <= 0.02 * last.generated
-
-
-def test_a_lost_token_stops_the_run() -> None:
-    rollout = FakeRollout()
-    rollout.lose_a_token = True
-    with pytest.raises(LedgerError, match="tokens were generated but"):
-        run(AlgoConfig(token_budget=50), rollout=rollout)
-
-
-@pytest.mark.parametrize(("verdict", "place"), [(Verdict.FAILED, "dropped"), (Verdict.WRONG, "filtered")])
-def test_starvation_is_an_error_and_counted(verdict: Verdict, place: str) -> None:
-    algo = AlgoConfig(token_budget=50, filter_zero_advantage=True)
-    with pytest.raises(StarvedError, match=r"algo\.token_budget=50"):
-        run(algo, reward=FakeReward(verdict), prompts=FakePrompts(distinct=5))
-
-
-@pytest.mark.parametrize("call", [1, 15, 30])
-def test_one_error_in_a_role_ends_the_run_although_the_buffer_is_full(call: int) -> None:
-    class Broken(FakeReward):
-        calls = 0
-
-        async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
-            self.calls += 1
-            if self.calls == call:
-                raise OSError("the verifier's disk is gone")
-            return await super().score(rollout)
-
-    slow = FakePolicy(update_turns=200)
-    with pytest.raises(OSError, match="disk is gone"):
-        run(AlgoConfig(token_budget=200, max_staleness=5), steps=40, reward=Broken(), policy=slow)
-
-
-def test_a_model_that_masters_the_data_starves_the_run_instead_of_hanging_it() -> None:
-    class Mastering(FakeReward):
-        calls = 0
-
-        async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
-            self.calls += 1
-            self._verdict = Verdict.CORRECT if self.calls > 6 else None
-            return await super().score(rollout)
-
-    algo = AlgoConfig(token_budget=2000, filter_zero_advantage=True)
-    with pytest.raises(StarvedError, match=r"10\.\d passes over the 5 prompts"):
-        run(algo, reward=Mastering(), prompts=FakePrompts(distinct=5))
-
-
-@pytest.mark.parametrize("staleness", [0, 1, 50])
-def test_little_data_is_gone_over_again_without_an_alarm(staleness: int) -> None:
-    algo = AlgoConfig(token_budget=400, max_staleness=staleness)
-    steps, _, _ = run(algo, steps=30, prompts=FakePrompts(distinct=3))
-    assert len(steps) == 30
-
-
-@pytest.mark.parametrize(
-    ("algo", "key"),
-    [
-        (AlgoConfig(token_budget=10_001, group_size=2), "algo.token_budget=10001"),
-        (AlgoConfig(selection="groups", groups_per_step=6, group_size=2), "algo.groups_per_step=6"),
-    ],
-)
-def test_a_budget_that_the_data_can_never_fill_is_refused(algo: AlgoConfig, key: str) -> None:
-    with pytest.raises(ConfigError, match=key):
-        check_budget(algo, prompts=5, max_response_tokens=1000)
+    checkpoints = Watching(every=2)
+    run(AlgoConfig(token_budget=50), rollout=rollout, log=log, checkpoints=checkpoints)
+    assert seen == [(0, 0, 0), (2, 1, 1), (4, 3, 3)]
+    assert [checkpoints.taken[step].state.generated for step in (2, 4)] == [
+        log.steps[step - 1].ledger.generated for step in (2, 4)
+    ]
 
 
 def test_by_turns_each_role_holds_its_memory_only_while_it_works() -> None:

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,15 +115,22 @@ class TestPromptSource:
         source, resumed = (PromptSource(prompts(7), (), 3) for _ in range(2))
         for _ in range(issued):
             source.next()
-        assert source.state() == {"epoch": issued // 7, "position": issued % 7, "issued": issued}
+        digest = source.state()["digest"]
+        assert source.state() == {"epoch": issued // 7, "position": issued % 7, "issued": issued, "digest": digest}
         resumed.restore(json.loads(json.dumps(source.state())))
         for _ in range(20):
             expected, prompt = source.next(), resumed.next()
             assert (prompt.index, prompt.id) == (expected.index, expected.id)
 
     def test_restore_refuses_a_cursor_of_other_data(self) -> None:
-        with pytest.raises(DataError, match="does not fit 7 training prompts"):
-            PromptSource(prompts(7), (), 0).restore({"epoch": 1, "position": 2, "issued": 12})
+        answered = [*prompts(6), replace(prompts(7)[6], answer="2")]
+        tokenized = [*prompts(6), replace(prompts(7)[6], token_ids=np.ones(1, np.int32))]
+        cursor = PromptSource(prompts(7), (), 0).state()
+        for other in (prompts(8), prompts(7)[::-1], answered, tokenized):
+            with pytest.raises(DataError, match=f"not taken from these {len(other)} training prompts"):
+                PromptSource(other, (), 0).restore(cursor)
+        with pytest.raises(DataError, match="seed=1 has changed"):
+            PromptSource(prompts(7), (), 1).restore(cursor)
 
 
 class TestTokenizer:

@@ -8,12 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ring_ray.config import AlgoConfig, EvaluationConfig, RolloutConfig, RunConfig, SftConfig, TrainConfig
+from ring_ray.checkpoint.store import CheckpointStore
+from ring_ray.config import (
+    AlgoConfig,
+    CheckpointConfig,
+    EvaluationConfig,
+    RolloutConfig,
+    RunConfig,
+    SftConfig,
+    TrainConfig,
+)
 from ring_ray.evaluation import EvaluationError, evaluate
+from ring_ray.resume import checkpoint_to_resume
 from ring_ray.roles import Roles
 from ring_ray.sft import Demonstration
 from ring_ray.stages import Course, Stages
 from ring_ray.types import Reward, RolloutSample, StepMetrics, Verdict
+from tests.unit.checkpoints import LocalArchive
 from tests.unit.fakes import FakePolicy, FakePrompts, FakeReward, FakeRollout, LocalBuffer, make_prompt
 
 
@@ -23,6 +34,8 @@ class HeldOut(FakePrompts):
 
 class Journal:
     """What a run tells its tracker, in order."""
+
+    wandb_id = "ab12"
 
     def __init__(self) -> None:
         self.stages: list[str] = []
@@ -63,9 +76,18 @@ def run(
     policy, journal, rollout = FakePolicy(), Journal(), FakeRollout()
 
     async def go() -> dict[str, float]:
-        roles = Roles(policy=policy, rollout=rollout, reward=reward, buffer=LocalBuffer(config.algo), reference=None)
-        stages = Stages(config, roles=roles, prompts=HeldOut(), course=course, tracker=journal)
-        accuracies = await asyncio.wait_for(stages.run("base-model", run_dir), timeout=60)
+        roles = Roles(
+            policy=policy,
+            rollout=rollout,
+            reward=reward,
+            buffer=LocalBuffer(config.algo),
+            archive=LocalArchive(),
+            reference=None,
+        )
+        store = CheckpointStore(str(run_dir / "checkpoints"), config.checkpoint)
+        stages = Stages(config, roles=roles, prompts=HeldOut(), course=course, tracker=journal, store=store)
+        resumed = checkpoint_to_resume(config, store, finished=False)
+        accuracies = await asyncio.wait_for(stages.run("base-model", run_dir, resumed), timeout=60)
         assert {accuracy.n for accuracy in accuracies.values()} == {config.evaluation.prompts}
         return {stage: accuracy.value for stage, accuracy in accuracies.items()}
 
@@ -76,7 +98,7 @@ def test_base_cold_start_and_rl_in_order(tmp_path: Path) -> None:
     course = Course(demonstrations(), HeldOut.held_out[:5])
     accuracy, policy, journal, rollout = run(CONFIG, FakeReward(Verdict.CORRECT), course, tmp_path)
     assert list(accuracy) == ["base", "sft", "rl"]
-    assert [text.split(":")[0] for text in journal.stages if not text.startswith(" ")] == [
+    assert [text.split(":")[0] for text in journal.stages if not text.startswith((" ", "checkpoint"))] == [
         "evaluation",
         "cold start",
         "evaluation",
@@ -126,3 +148,22 @@ def test_what_can_not_be_judged_counts_neither_way(verdict: Verdict) -> None:
     assert (accuracy.correct, accuracy.n, accuracy.unjudged) == (2, 6, 2)
     with pytest.raises(EvaluationError, match="none of 8"):
         asyncio.run(evaluate(prompts, FakeRollout(), FakeReward(verdict)))
+
+
+def test_a_run_that_is_resumed_goes_on_in_its_last_stage(tmp_path: Path) -> None:
+    saved = replace(CONFIG, checkpoint=CheckpointConfig(every=2, keep_last=9))
+    course = Course(demonstrations(), HeldOut.held_out[:5])
+    first, *_ = run(saved, FakeReward(Verdict.CORRECT), course, tmp_path)
+    assert CheckpointStore(str(tmp_path / "checkpoints"), saved.checkpoint).steps() == [0, 2, 3]
+
+    longer = replace(saved, train=TrainConfig(steps=5))
+    second, policy, journal, rollout = run(longer, FakeReward(Verdict.CORRECT), course, tmp_path)
+    assert [text.split(":")[0] for text in journal.stages if text.startswith(("evaluation", "cold", "c3po"))] == [
+        "c3po",
+        "evaluation",
+    ]
+    assert [step.step for step in journal.steps] == [4, 5]
+    assert policy.started == [str(tmp_path / "sft")]
+    assert [path.rpartition("/")[2] for path in policy.restored] == ["step-00000003"]
+    assert rollout.version == 5
+    assert {stage: second[stage] for stage in ("base", "sft")} == {stage: first[stage] for stage in ("base", "sft")}

@@ -204,13 +204,14 @@ def test_a_job_is_kept_if_its_directory_has_the_result_of_its_config(tmp_path: P
     assert cluster.submitted == ["run 1", "run 2"]
     assert accuracy(tmp_path / "0") == 0.5
     assert accuracy(tmp_path / "1") is None  # what another run had left is gone
-    assert last_step(tmp_path / "2") == {}
+    assert last_step(tmp_path / "2") == {"step": 9}  # which the job goes on from, if it was saved
 
 
 def test_a_result_does_not_depend_on_where_it_is_written_or_told(tmp_path: Path) -> None:
     run = config()
     leave_result(tmp_path / "a", run)
     run.run_dir, run.sync.directory, run.tracking.group = "elsewhere", "/shared", "group"
+    run.resume, run.checkpoint.every = "never", 7
     assert has_result(run, tmp_path / "a")
     run.train.learning_rate = 2e-5
     assert not has_result(run, tmp_path / "a")

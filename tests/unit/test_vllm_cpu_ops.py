@@ -90,7 +90,7 @@ def test_random_sample_draws_from_the_softmax() -> None:
     draws, masked = 40_000, [0, 5, 6, 11]  # as top-p leaves them: at both ends, and two in a row
     logits_V = torch.randn(12) * 2
     logits_V[masked] = -torch.inf
-    drawn = random_sample(logits_V.expand(draws, -1))
+    drawn = random_sample(logits_V.expand(draws, -1), torch.rand(draws, dtype=torch.float64))
     exponentials = [math.exp(x) for x in logits_V.tolist()]
     for token, exponential in enumerate(exponentials):
         share = exponential / sum(exponentials)

@@ -37,7 +37,7 @@ def test_wandb_is_only_queued_for_and_waited_for_at_the_end(tmp_path, monkeypatc
 
     monkeypatch.setattr("wandb.init", slow)
     said = []
-    sink = WandbSink(run_config(tmp_path, wandb="offline"), said.append)
+    sink = WandbSink(run_config(tmp_path, wandb="offline"), "id1", said.append)
     for step in (1, 2):
         sink.log({"step": step})  # returns while W&B has not even begun
     assert stub.rows == []
@@ -58,7 +58,7 @@ def test_failures_of_wandb_are_counted_said_once_and_stop_nothing(tmp_path, monk
 
     monkeypatch.setattr("wandb.init", lambda **_: BrokenRun())
     said = []
-    sink = WandbSink(run_config(tmp_path, wandb="offline"), said.append)
+    sink = WandbSink(run_config(tmp_path, wandb="offline"), "id1", said.append)
     for step in (1, 2):
         sink.log({"step": step})
     sink.close(failed=True)
@@ -89,7 +89,7 @@ def test_wandb_online_without_a_key_says_so_and_stays_offline(tmp_path, monkeypa
 
     monkeypatch.setattr("wandb.init", init)
     monkeypatch.setattr("wandb.login", lambda **_: False)
-    WandbSink(run_config(tmp_path, wandb="online"), lambda _: None).close(failed=False)
+    WandbSink(run_config(tmp_path, wandb="online"), "id1", lambda _: None).close(failed=False)
     assert modes == ["offline"]
     assert "`wandb login`" in caplog.text
 
@@ -117,7 +117,7 @@ def test_a_run_belongs_to_the_entity_it_names(tmp_path, monkeypatch):
     monkeypatch.setattr("wandb.init", lambda **settings: given.update(settings) or StubRun())
     config = run_config(tmp_path, wandb="offline")
     config.tracking.entity = "team"
-    WandbSink(config, lambda _: None).close(failed=False)
+    WandbSink(config, "id1", lambda _: None).close(failed=False)
     assert (given["entity"], given["project"]) == ("team", "ring_ray")
 
 
@@ -130,5 +130,5 @@ def test_a_service_without_a_run_is_ended_as_well(tmp_path, monkeypatch):
     ended = []
     monkeypatch.setattr("wandb.init", broken)
     monkeypatch.setattr("wandb.teardown", lambda: ended.append(True))
-    WandbSink(run_config(tmp_path, wandb="offline"), lambda _: None).close(failed=False)
+    WandbSink(run_config(tmp_path, wandb="offline"), "id1", lambda _: None).close(failed=False)
     assert ended == [True]

@@ -1,5 +1,8 @@
 """Paged attention: one gather and one `scaled_dot_product_attention` for all requests with as many new tokens.
 
+To be batch-invariant, each new token is a request of its own, and those that attend to as many pages go together: then
+the shapes of a token's sums depend on its position alone.
+
 Dimensions: B requests of a group, T new tokens of each, L tokens that they attend to, H query heads, K key/value heads,
 G = H / K query heads that share one, D head size, N new tokens of the whole step.
 """
@@ -12,6 +15,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from vllm import envs
 from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionMetadataBuilder
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
@@ -56,6 +60,10 @@ class TorchAttentionBackend(AttentionBackend):  # type: ignore[misc]
         return MetadataBuilder
 
     @classmethod
+    def supports_batch_invariance(cls) -> bool:
+        return True
+
+    @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
         # A token's keys and values of all heads lie together, so that a new token is one row and a page one run.
         return (KVCacheLayout.LBNHC,)
@@ -74,18 +82,36 @@ class MetadataBuilder(AttentionMetadataBuilder[Metadata]):  # type: ignore[misc]
         starts = step.query_start_loc_cpu[: step.num_reqs + 1].numpy()
         lengths = step.seq_lens[: step.num_reqs].numpy()
         new_tokens = np.diff(starts)
-        counts = [int(count) for count in np.unique(new_tokens) if count > 0]
-        groups = []
-        for count in counts:
-            requests = np.flatnonzero(new_tokens == count)
-            rows: Tensor | slice = slice(0, step.num_actual_tokens)
-            if len(counts) > 1:
-                rows = torch.from_numpy((starts[requests, None] + np.arange(count)).ravel())
-            groups.append(self._group(rows, count, lengths[requests], step.block_table_tensor[requests]))
+        by = self._by_pages if envs.VLLM_BATCH_INVARIANT else self._by_new_tokens
+        groups = by(starts, new_tokens, lengths, step.block_table_tensor)
         return Metadata(groups, step.slot_mapping[: step.num_actual_tokens])
 
-    def _group(self, rows: Tensor | slice, count: int, lengths_B: IntArray, pages_BP: Tensor) -> Group:
-        length = int(lengths_B.max())
+    def _by_new_tokens(
+        self, starts: IntArray, new_tokens_B: IntArray, lengths_B: IntArray, pages_BP: Tensor
+    ) -> list[Group]:
+        counts = [int(count) for count in np.unique(new_tokens_B) if count > 0]
+        groups = []
+        for count in counts:
+            requests = np.flatnonzero(new_tokens_B == count)
+            rows: Tensor | slice = slice(0, int(starts[-1]))
+            if len(counts) > 1:
+                rows = torch.from_numpy((starts[requests, None] + np.arange(count)).ravel())
+            lengths = lengths_B[requests]
+            groups.append(self._group(rows, count, lengths, int(lengths.max()), pages_BP[requests]))
+        return groups
+
+    def _by_pages(self, starts: IntArray, new_tokens_B: IntArray, lengths_B: IntArray, pages_BP: Tensor) -> list[Group]:
+        request_N = np.repeat(np.arange(len(new_tokens_B)), new_tokens_B)
+        lengths_N = np.arange(1, starts[-1] + 1) + (lengths_B - starts[1:])[request_N]
+        needed_N = -(-lengths_N // self.block_size)
+        groups = []
+        for pages in np.unique(needed_N):
+            rows = np.flatnonzero(needed_N == pages)
+            length = int(pages) * self.block_size
+            groups.append(self._group(torch.from_numpy(rows), 1, lengths_N[rows], length, pages_BP[request_N[rows]]))
+        return groups
+
+    def _group(self, rows: Tensor | slice, count: int, lengths_B: IntArray, length: int, pages_BP: Tensor) -> Group:
         lengths = torch.from_numpy(lengths_B).unsqueeze(1)
         pages_BP = pages_BP[:, : -(-length // self.block_size)]
         # Past its end, a row of the block table holds what an earlier request left: masked, but NaN survives a mask.

@@ -5,10 +5,13 @@ V vocabulary.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+INVARIANT_ROWS = 32  # of one product: with fewer there are more calls, with more there is more padding
 
 
 def silu_and_mul(out: Tensor, gate_up: Tensor) -> None:
@@ -76,18 +79,45 @@ def topk_softmax(
     topk_ids.copy_(ids_TK)
 
 
-def random_sample(logits_BV: Tensor) -> Tensor:
-    """A token of each row's softmax, [B]: one random number a row, where vLLM's own way draws one a token of V.
+def random_sample(logits_BV: Tensor, drawn_B: Tensor) -> Tensor:
+    """The token of each row's softmax, [B], that a number drawn from [0, 1) falls on, in float64.
 
     Sums in float64, or the rare tokens of a large vocabulary would be lost to rounding. A token of probability 0 never
     comes.
     """
     cumulative_BV = logits_BV.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1, dtype=torch.float64)
-    drawn_B1 = torch.rand(len(logits_BV), 1, dtype=torch.float64) * cumulative_BV[:, -1:]
+    drawn_B1 = drawn_B.unsqueeze(1) * cumulative_BV[:, -1:]
     return torch.searchsorted(cumulative_BV, drawn_B1, right=True).squeeze(1)
 
 
-def experts_forward(x_TH: Tensor, w13: Tensor, w2: Tensor, weights_TK: Tensor, ids_TK: Tensor) -> Tensor:
+def invariant_linear(x_TH: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `F.linear`, but not even the last bit of a row depends on the other rows.
+
+    In which order a BLAS adds up depends on the number of rows: here that is always the same, padding included.
+    """
+    filled = F.pad(x_TH, (0, 0, 0, -len(x_TH) % INVARIANT_ROWS))
+    return torch.cat([F.linear(rows, weight, bias) for rows in filled.split(INVARIANT_ROWS)])[: len(x_TH)]
+
+
+def grouped_linear(x_NH: Tensor, weight: Tensor, ends_E: Tensor) -> Tensor:
+    """Expert e's slice of x, which ends at ends[e], times its weight [E, I, H]: [N, I]."""
+    return F.grouped_mm(x_NH, weight.transpose(1, 2), offs=ends_E)
+
+
+def invariant_grouped_linear(x_NH: Tensor, weight: Tensor, ends_E: Tensor) -> Tensor:
+    """As `grouped_linear`, by `invariant_linear`."""
+    slices = pairwise([0, *ends_E.tolist()])
+    return torch.cat([invariant_linear(x_NH[start:end], w) for w, (start, end) in zip(weight, slices, strict=True)])
+
+
+def experts_forward(
+    x_TH: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    weights_TK: Tensor,
+    ids_TK: Tensor,
+    linear: Callable[[Tensor, Tensor, Tensor], Tensor] = grouped_linear,
+) -> Tensor:
     """SwiGLU experts: sum over k of weights[t, k] * expert ids[t, k] of x[t].
 
     Args:
@@ -96,6 +126,7 @@ def experts_forward(x_TH: Tensor, w13: Tensor, w2: Tensor, weights_TK: Tensor, i
         w2: down projections, [E, H, I].
         weights_TK: how much each of the K chosen experts counts.
         ids_TK: which experts were chosen.
+        linear: `grouped_linear` or the invariant one.
 
     Returns:
         [T, H], dtype of ``x_TH``.
@@ -104,8 +135,8 @@ def experts_forward(x_TH: Tensor, w13: Tensor, w2: Tensor, weights_TK: Tensor, i
     # Sorted by expert, the tokens of each are one slice of a grouped product.
     ids_N, order_N = ids_TK.flatten().sort(stable=True)
     ends_E = torch.bincount(ids_N, minlength=w13.shape[0]).cumsum(0, dtype=torch.int32)
-    gate, up = F.grouped_mm(x_TH[order_N // top_k], w13.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
-    out_NH = F.grouped_mm(F.silu(gate).mul_(up), w2.transpose(1, 2), offs=ends_E)
+    gate, up = linear(x_TH[order_N // top_k], w13, ends_E).chunk(2, dim=-1)
+    out_NH = linear(F.silu(gate).mul_(up), w2, ends_E)
     out_TKH = torch.empty_like(out_NH).index_copy_(0, order_N, out_NH).view(tokens, top_k, -1)
     return torch.bmm(weights_TK.to(x_TH.dtype).unsqueeze(1), out_TKH).squeeze(1)
 

@@ -3,12 +3,13 @@
 from typing import Any
 
 from torch import Tensor
+from vllm import envs
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
-from ring_ray.engines.vllm_cpu.kernels import experts_forward
+from ring_ray.engines.vllm_cpu import kernels
 
 
 class TorchMoEMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc]
@@ -41,7 +42,8 @@ class TorchMoEMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc]
     ) -> Tensor:
         if layer.apply_router_weight_on_input or layer.expert_map is not None:
             raise NotImplementedError("experts weighted on input, or spread over ranks, on a CPU")
-        return experts_forward(x, layer.w13_weight, layer.w2_weight, topk_weights, topk_ids)
+        linear = kernels.invariant_grouped_linear if envs.VLLM_BATCH_INVARIANT else kernels.grouped_linear
+        return kernels.experts_forward(x, layer.w13_weight, layer.w2_weight, topk_weights, topk_ids, linear)
 
 
 def register() -> None:

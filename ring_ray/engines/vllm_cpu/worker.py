@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm import envs
+from vllm.model_executor.determinism import batch_invariant
 from vllm.model_executor.layers import utils as linear_dispatch
-from vllm.v1.sample.ops import topk_topp_sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from ring_ray.engines.vllm_cpu import kernels, moe, norm
+from ring_ray.engines.vllm_cpu import kernels, moe, norm, sampler
 from ring_ray.engines.vllm_worker import exit_with_parent
 
 
@@ -43,10 +44,13 @@ class TorchCpuWorker(CPUWorker):  # type: ignore[misc]
         kernels.register()
         moe.register()
         norm.register()
+        sampler.register()
         # On a host with AMX, vLLM would repack bfloat16 linear weights for a compiled kernel that is not there. Plain
         # weights also are what an update in place needs.
         linear_dispatch.check_cpu_sgl_kernel = lambda *_: False
-        topk_topp_sampler.compiled_random_sample = kernels.random_sample
+        if envs.VLLM_BATCH_INVARIANT:
+            batch_invariant.init_batch_invariance = lambda: None  # it replaces PyTorch's operators by Triton's
+            linear_dispatch.cpu_unquantized_gemm = lambda layer, *operands: kernels.invariant_linear(*operands)
         # vLLM gathers the logits of several ranks with a function that PyTorch is about to rename.
         warnings.filterwarnings("ignore", message=r".*all_gather_into_tensor", category=FutureWarning)
         self._asleep: dict[str, Memory] = {}

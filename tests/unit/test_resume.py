@@ -1,0 +1,161 @@
+"""Which checkpoint a run goes on from, and what of its config may have changed."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ring_ray.buffer import BufferState
+from ring_ray.checkpoint.store import CheckpointError, CheckpointStore
+from ring_ray.config import AlgoConfig, CheckpointConfig, ConfigError, RunConfig, TrainConfig
+from ring_ray.evaluation import Accuracy
+from ring_ray.resume import checkpoint_to_resume, differences
+from ring_ray.roles import BufferStateRef
+from ring_ray.saver import RunOrigin, Saver
+from ring_ray.stream import StreamSnapshot, StreamState
+from tests.unit.checkpoints import LocalArchive
+from tests.unit.fakes import FakePolicy
+
+ORIGIN = RunOrigin(model_path="runs/sft", accuracy={"base": Accuracy(correct=1, n=4)}, wandb_id="ab12")
+SNAPSHOT = StreamSnapshot(
+    state=StreamState(
+        generated=0, mean_length=10.0, cursor={"epoch": 0, "position": 3, "issued": 3, "digest": "d"}, unfinished={}
+    ),
+    buffer=BufferStateRef(BufferState()),
+    unfinished={},
+)
+
+
+def config(steps: int = 40, every: int = 10, resume: str = "auto", budget: int = 100) -> RunConfig:
+    return RunConfig(
+        algo=AlgoConfig(token_budget=budget),
+        train=TrainConfig(steps=steps),
+        checkpoint=CheckpointConfig(every=every, keep_last=3),
+        resume=resume,
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(str(tmp_path / "checkpoints"), config().checkpoint)
+
+
+def saver(
+    store: CheckpointStore,
+    say: Callable[[str], None] = lambda _: None,
+    archive: LocalArchive | None = None,
+    run: RunConfig | None = None,
+) -> Saver:
+    archive = archive or LocalArchive()
+    return Saver(run or config(), store=store, archive=archive, policy=FakePolicy(), origin=ORIGIN, say=say)
+
+
+def save(saver: Saver, *steps: int) -> None:
+    async def go() -> None:
+        for step in steps:
+            await saver.take(step, SNAPSHOT, score=float(step))
+            saver.write()
+        await saver.finish()
+
+    asyncio.run(go())
+
+
+def test_the_first_the_last_and_every_so_many_steps_are_saved(store: CheckpointStore) -> None:
+    assert [step for step in range(41) if saver(store).due(step)] == [0, 10, 20, 30, 40]
+    assert [step for step in range(14) if saver(store, run=config(steps=13)).due(step)] == [0, 10, 13]
+
+
+def test_nothing_is_saved_where_that_is_not_wanted(store: CheckpointStore) -> None:
+    assert not any(saver(store, run=config(every=0)).due(step) for step in range(41))
+
+
+def test_what_was_taken_is_written_only_when_the_step_is_reported(store: CheckpointStore) -> None:
+    async def go() -> None:
+        one = saver(store)
+        await one.take(10, SNAPSHOT, score=0.5)
+        await one.finish()
+        assert store.steps() == []
+        one.write()
+        await one.finish()
+        one.write()  # nothing is left to write
+        await one.finish()
+
+    asyncio.run(go())
+    assert store.steps() == [10]
+
+
+def test_a_full_disk_is_told_and_counted_and_the_next_checkpoint_is_written(store: CheckpointStore) -> None:
+    said: list[str] = []
+    one = saver(store, said.append, LocalArchive(full_at=[20]))
+    save(one, 10, 20, 30)
+    assert store.steps() == [10, 30]
+    assert one.failures == 1
+    assert [text for text in said if "step 20 could not be saved, the run goes on" in text and "no space left" in text]
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint(store: CheckpointStore) -> None:
+    save(saver(store), 10, 20)
+    resumed = checkpoint_to_resume(config(), store, finished=False)
+    assert resumed is not None
+    assert (resumed.state.step, resumed.state.origin, resumed.changes) == (20, ORIGIN, ())
+    assert resumed.state.stream == SNAPSHOT.state
+    assert resumed.state.config == config()
+    assert resumed.checkpoint == store.latest()
+
+
+def test_a_run_begins_anew_without_a_checkpoint_or_where_it_is_told_to(store: CheckpointStore) -> None:
+    assert checkpoint_to_resume(config(), store, finished=False) is None
+    save(saver(store), 10)
+    assert checkpoint_to_resume(config(resume="never"), store, finished=False) is None
+
+
+def test_a_finished_run_goes_on_only_to_more_steps(store: CheckpointStore) -> None:
+    save(saver(store), 30, 40)
+    assert checkpoint_to_resume(config(), store, finished=True) is None
+    resumed = checkpoint_to_resume(config(steps=60), store, finished=True)
+    assert resumed is not None
+    assert resumed.changes == ("train.steps=40 (now 60)",)
+
+
+def test_a_run_of_another_config_is_not_gone_on_with_by_itself(store: CheckpointStore) -> None:
+    save(saver(store), 10)
+    with pytest.raises(ConfigError, match=r"algo\.token_budget=100 \(now 200\): resume=never begins anew"):
+        checkpoint_to_resume(config(budget=200), store, finished=False)
+    checkpoint = str(store.latest())
+    resumed = checkpoint_to_resume(config(budget=200, resume=checkpoint), store, finished=False)
+    assert resumed is not None
+    assert resumed.changes == ("algo.token_budget=100 (now 200)",)
+    assert "algo.token_budget=100 (now 200)" in resumed.sentence
+
+
+def test_the_size_of_a_group_can_not_change_within_a_run(store: CheckpointStore) -> None:
+    save(saver(store), 10)
+    other = replace(config(resume=str(store.latest())), algo=AlgoConfig(token_budget=100, group_size=4))
+    with pytest.raises(ConfigError, match=r"algo\.group_size=.* \(now 4\): that can't change within a run"):
+        checkpoint_to_resume(other, store, finished=False)
+
+
+def test_a_checkpoint_later_than_the_last_step_is_refused(store: CheckpointStore) -> None:
+    save(saver(store), 30)
+    with pytest.raises(ConfigError, match=r"train\.steps=20: .* is of step 30 already"):
+        checkpoint_to_resume(config(steps=20), store, finished=False)
+
+
+def test_a_checkpoint_that_is_not_there_or_damaged_is_named(store: CheckpointStore, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere/manifest\.json"):
+        checkpoint_to_resume(config(resume=str(tmp_path / "nowhere")), store, finished=False)
+    save(saver(store), 10)
+    state = tmp_path / "checkpoints" / "step-00000010" / "state.json"
+    state.write_bytes(state.read_bytes().replace(b"ab12", b"ab13"))
+    with pytest.raises(CheckpointError, match=r"state\.json: its content is not what was written"):
+        checkpoint_to_resume(config(), store, finished=False)
+
+
+def test_differences_are_found_key_by_key() -> None:
+    assert differences(config(), config()) == {}
+    assert differences(config(), config(budget=7, steps=8)) == {
+        "algo.token_budget": (100, 7),
+        "train.steps": (40, 8),
+    }
