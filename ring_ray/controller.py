@@ -1,7 +1,6 @@
 """The C3PO loop: pull exactly N tokens, update, move generation to the new weights, carry the rest over."""
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +20,7 @@ class StepLog(Protocol):
 
 class Checkpoints(Protocol):
     def due(self, step: int) -> bool:
-        """Whether the state after ``step`` is to be saved; 0 is before the first step."""
+        """Whether the state after ``step`` is to be saved."""
 
     async def take(self, step: int, stream: StreamSnapshot, score: float) -> None:
         """Keep what the stream holds, and the policy's state."""
@@ -61,9 +60,6 @@ class Controller:
         ``done`` of them were taken before; the policy and the stream are as they were then.
         """
         await self._reward.samples()  # what evaluations left belongs to no step
-        if done == 0 and self._checkpoints.due(0):
-            await self._checkpoints.take(0, await self._stream.snapshot(), math.nan)
-            self._checkpoints.write()
         async with self._stream as stream:
             generated = stream.generated
             for step in range(done + 1, self._config.train.steps + 1):

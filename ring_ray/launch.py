@@ -53,23 +53,21 @@ def launch(config: RunConfig) -> float:
     check_policy(model_path, config.model, config.train, config.algo)
     check_budget(config.algo, len(prompts), config.rollout.max_response_tokens)
     cold = config.sft.enabled == "always" or (config.sft.enabled == "auto" and fresh)
-    store = CheckpointStore(config.checkpoint.directory or str(run_dir / "checkpoints"), config.checkpoint)
+    store = checkpoint_store(config)
     resumed = checkpoint_to_resume(config, store, finished=(run_dir / "summary.json").exists())
-    done = resumed.state.step if resumed else 0
+    if resumed:
+        prompts.restore(resumed.state.stream.cursor)  # refuses other data while nothing is lost
     course = prepare_course(config, prompts, tokenizer) if cold and not resumed else None
     report = run_dir / "report.html"
-    wandb_id = resumed.state.origin.wandb_id if resumed else None
-    with Tracker(config, sinks=[RayGauges(run_dir.name)], steps=done, wandb_id=wandb_id) as tracker:
-        report.unlink(missing_ok=True)  # this and the models may be an earlier run's
-        for stage in Stages.MODELS[1:] if resumed else Stages.MODELS:
-            shutil.rmtree(run_dir / stage, ignore_errors=True)
+    clear(run_dir, store, resumed)
+    own = resumed.state if resumed and resumed.own else None
+    steps, wandb_id = (own.step, own.origin.wandb_id) if own else (0, None)
+    with Tracker(config, sinks=[RayGauges(run_dir.name)], steps=steps, wandb_id=wandb_id) as tracker:
         # Once the tracker has removed an earlier run's summary, which must not pass for this config's.
         OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
         tracker.stage(f"starting Ray, vLLM and DeepSpeed; everything is written to {run_dir}")
         if resumed:
             tracker.stage(resumed.sentence)
-        # What is there of later steps, or of another run, would pass for this run's.
-        store.discard(after=done if resumed and store.holds(resumed.checkpoint) else -1)
         try:
             with ray_session(config.cluster):
                 accuracies = asyncio.run(
@@ -83,6 +81,23 @@ def launch(config: RunConfig) -> float:
             if tracker.steps:  # a run that was interrupted has something to show, too
                 write_report([run_dir], report)
                 tracker.stage(f"report: {report}")
+
+
+def checkpoint_store(config: RunConfig) -> CheckpointStore:
+    """Of ``config.checkpoint.directory`` each run takes a directory that is called as the run's."""
+    run_dir, shared = Path(config.run_dir), config.checkpoint.directory
+    if shared and "://" not in shared:
+        check_outlives_job(Path(shared), "checkpoint.directory")
+    return CheckpointStore(f"{shared}/{run_dir.name}" if shared else str(run_dir / "checkpoints"), config.checkpoint)
+
+
+def clear(run_dir: Path, store: CheckpointStore, resumed: Resumed | None) -> None:
+    """Remove what an earlier run left, or what this one made after the checkpoint that it goes on from."""
+    if resumed is None or resumed.own:
+        store.discard(after=resumed.state.step if resumed else -1)
+    (run_dir / "report.html").unlink(missing_ok=True)
+    for stage in Stages.MODELS[1:] if resumed else Stages.MODELS:
+        shutil.rmtree(run_dir / stage, ignore_errors=True)
 
 
 def prepare_course(config: RunConfig, prompts: PromptSource, tokenizer: Tokenizer) -> Course:

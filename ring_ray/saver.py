@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -23,6 +24,7 @@ class RunOrigin:
     model_path: str  # what reinforcement learning began from: the reference, and every config and tokenizer
     accuracy: dict[str, Accuracy]  # by stage, of those before it
     wandb_id: str  # of the run in W&B
+    branched_from: str | None = None  # the URL of the checkpoint that the run was told to go on from, if any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,9 @@ class Saver:
             await asyncio.to_thread(self._store.commit, step, (*records, record), taken.score)
         except (CheckpointError, OSError) as error:
             self.failures += 1
-            self._say(f"checkpoint: step {step} could not be saved, the run goes on: {error}")
+            self._say(f"checkpoint: step {step} could not be saved: {error}")
+            with suppress(OSError):  # the disk may be gone
+                await asyncio.to_thread(self._store.abandon, step)
             return
         size = sum(file.bytes for file in (*records, record))
         self._say(f"checkpoint: step {step}, {size / 2**20:,.1f} MiB in {time.perf_counter() - start:.1f} s")

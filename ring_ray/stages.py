@@ -1,5 +1,6 @@
 """What a run does, in order: measure the base model, cold start, measure, C3PO, measure."""
 
+import math
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class Stages:
 
         Without a cold start the "sft" model is the base model. A run that is resumed goes on in the last stage.
         """
-        origin = resumed.state.origin if resumed else await self._prepare(model_path, run_dir)
+        origin = resumed.origin(self._tracker.wandb_id) if resumed else await self._prepare(model_path, run_dir)
         await self._reinforce(origin, run_dir / self.MODELS[1], resumed)
         return {**origin.accuracy, "rl": await self._measure("rl")}
 
@@ -148,9 +149,6 @@ class Stages:
         if roles.reference is not None:
             await roles.reference.start(origin.model_path)
         await roles.policy.start(origin.model_path, config.train, config.algo)
-        if resumed:
-            await self._restore(resumed)
-        await self._sync.transfer(version=done)
         saver = Saver(
             config,
             store=self._store,
@@ -159,6 +157,12 @@ class Stages:
             origin=origin,
             say=self._tracker.stage,
         )
+        if resumed:
+            await self._restore(resumed)
+        elif saver.due(0):  # before the policy makes room for the engines
+            await saver.take(0, await self._stream.snapshot(), math.nan)
+            saver.write()
+        await self._sync.transfer(version=done)
         controller = Controller(
             config,
             stream=self._stream,
@@ -169,8 +173,10 @@ class Stages:
             checkpoints=saver,
             tracker=self._tracker,
         )
-        await controller.run(done)
-        await saver.finish()
+        try:
+            await controller.run(done)
+        finally:
+            await saver.finish()  # a run that was stopped has one more to go on from
         await self._sync.rest()
         await roles.policy.save(str(target))
         await self._sync.transfer(version=config.train.steps)

@@ -64,10 +64,14 @@ class ArchivePool:
         ]
         last = self._workers[-1]
         calls.append(last.write_rollouts.remote(checkpoint, cast("ObjectRef[BufferState]", buffer), *rollouts))
-        try:
-            return tuple(chain.from_iterable(await asyncio.gather(*calls)))
-        except ray.exceptions.RayError as error:
-            raise _told(error, f"{checkpoint}: can't be written") from error
+        # Until all have ended, so that nobody writes any more where something failed.
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, ray.exceptions.RayError):
+                raise _told(error, f"{checkpoint}: can't be written") from error
+            if isinstance(error, BaseException):
+                raise error
+        return tuple(chain.from_iterable(cast("list[list[FileRecord]]", ended)))
 
     async def read(self, checkpoint: str, unfinished: Many[int]) -> tuple[BufferStateRef, dict[int, RolloutRef]]:
         call: Any = self._workers[-1].read_rollouts

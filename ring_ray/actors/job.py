@@ -26,11 +26,11 @@ def default_outputs() -> str:
     return str(Path.home() / "ring_ray" / "outputs") if COPIES in Path.cwd().parts else "outputs"
 
 
-def check_outlives_job(run_dir: Path) -> None:
-    """Raises `ConfigError` where Ray would delete what the run writes."""
-    if COPIES in run_dir.absolute().parts:
+def check_outlives_job(directory: Path, key: str = "hydra.run.dir") -> None:
+    """Raises `ConfigError` that blames ``key`` where Ray would delete what the run writes."""
+    if COPIES in directory.absolute().parts:
         raise ConfigError(
-            f"hydra.run.dir={run_dir}: Ray deletes the job's copy of the working directory; give an absolute path, "
+            f"{key}={directory}: Ray deletes the job's copy of the working directory; give an absolute path, "
             "on a cluster of several nodes one that all of them see"
         )
 

@@ -108,9 +108,10 @@ class PolicyWorker(Named):
     def save(self, path: str) -> None:
         self._started.save(path)
 
-    @ray.method
-    def snapshot(self) -> dict[str, Tensor]:
-        return self._started.snapshot()
+    @ray.method(num_returns=2)
+    def snapshot(self) -> tuple[dict[str, Tensor], None]:
+        """This rank's share, and a sign that it is taken."""
+        return self._started.snapshot(), None
 
     @ray.method
     def restore(self, checkpoint: str) -> None:
@@ -157,10 +158,10 @@ class PolicyGang:
         await asyncio.gather(*(worker.save.remote(path) for worker in self._workers))
 
     async def snapshot(self) -> PolicyStateRef:
-        """Waits until all ranks have taken theirs: what goes wrong belongs to this call, not to a later one."""
-        shares = [worker.snapshot.remote() for worker in self._workers]
-        await asyncio.to_thread(ray.wait, shares, num_returns=len(shares), fetch_local=False)
-        return PolicyStateRef(shares)
+        """Waits until all ranks have taken theirs. Raises what one raised: the others then wait for it for ever."""
+        calls = [two_refs(worker.snapshot.remote()) for worker in self._workers]
+        await asyncio.gather(*(taken for _, taken in calls))
+        return PolicyStateRef([share for share, _ in calls])
 
     async def restore(self, checkpoint: str) -> None:
         await asyncio.gather(*(worker.restore.remote(checkpoint) for worker in self._workers))

@@ -20,6 +20,7 @@ from functools import partial
 import msgspec
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from ring_ray.config import CheckpointConfig, ConfigError
 
@@ -78,8 +79,7 @@ class CheckpointStore:
         """Make the checkpoint complete, then remove those that the config does not keep.
 
         Raises:
-            CheckpointError: a file is not where the driver sees it, or the manifest can't be written. Also, with the
-                checkpoint complete and nothing removed, where an older manifest is damaged.
+            CheckpointError: a file is not where the driver sees it, or the manifest can't be written.
         """
         path, records = self._path(step), tuple(records)
         for record in records:
@@ -89,9 +89,9 @@ class CheckpointStore:
                     "checkpoint.directory must be one that every node sees"
                 )
         manifest = msgspec.json.encode(Manifest(step=step, score=score, files=records))
-        partial = write_file(self._url(step), f"{MANIFEST}.partial", [msgspec.json.format(manifest)]).name
-        self._files.mv(f"{path}/{partial}", f"{path}/{MANIFEST}")
-        scores = {step: read_manifest(self._url(step)).score for step in self.steps()}
+        written = write_file(self._url(step), f"{MANIFEST}.partial", [msgspec.json.format(manifest)]).name
+        self._files.mv(f"{path}/{written}", f"{path}/{MANIFEST}")
+        scores = {step: self._score(step) for step in self.steps()}
         for dispensable in scores.keys() - kept(scores, self._config):
             self._remove(dispensable)
 
@@ -103,6 +103,11 @@ class CheckpointStore:
         """The URL of the newest complete checkpoint."""
         steps = self.steps()
         return self._url(steps[-1]) if steps else None
+
+    def abandon(self, step: int) -> None:
+        """Remove what was written of a checkpoint that can't be completed: it may be what fills the disk."""
+        if step not in self.steps():
+            self._remove(step)
 
     def holds(self, checkpoint: str) -> bool:
         """Whether a checkpoint, by its URL, is one of these."""
@@ -123,6 +128,13 @@ class CheckpointStore:
             return []
         names = (path.rstrip("/").rpartition("/")[2] for path in paths)
         return sorted(int(match[1]) for match in map(DIRECTORY.fullmatch, names) if match)
+
+    def _score(self, step: int) -> float | None:
+        """None where the manifest is damaged: such a checkpoint is no better than any other."""
+        try:
+            return read_manifest(self._url(step)).score
+        except CheckpointError:
+            return None
 
     def _remove(self, step: int) -> None:
         manifest = f"{self._path(step)}/{MANIFEST}"
@@ -209,4 +221,6 @@ def url_of(path: str) -> str:
 def _file_system(url: str) -> tuple[AbstractFileSystem, str]:
     """That of ``url``, and its path in there. Listings are not cached: other processes write."""
     files, path = url_to_fs(url, use_listings_cache=False)
+    if isinstance(files, LocalFileSystem):
+        path = os.path.realpath(path)  # a directory has one name only, however it is spelled
     return files, path

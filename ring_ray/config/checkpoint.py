@@ -16,8 +16,8 @@ class CheckpointConfig:
     keep_every: int = key(0, "Checkpoints of steps that this divides stay; 0 for none.")
     directory: str | None = key(
         None,
-        "Directory that every node sees and no other run uses, or its URL as fsspec has it, such as `s3://...`; "
-        "null is `checkpoints` in the run's directory.",
+        "Directory that every node sees, or its URL as fsspec has it, such as `s3://...`; each run takes one in there, "
+        "which is called as the run's. null is `checkpoints` in the run's directory.",
     )
 
     def __post_init__(self) -> None:

@@ -146,13 +146,12 @@ class Sweep:
         if not record.id:
             # Chosen here: a job whose submission was accepted, but not answered, must not be started again.
             record.id = f"{record.job.name.replace(' ', '-')}-{token_hex(4)}"
-            # Of an earlier run: from now on it is this job's. Its steps stay, the job may go on from a checkpoint.
-            (record.job.directory / "summary.json").unlink(missing_ok=True)
         try:
-            self._client.submit(record.id, record.job.command, record.job.name)
+            self._client.submit(record.id, _command(record.job), record.job.name)
         except RuntimeError as error:
             record.fail(str(error))
             return
+        (record.job.directory / "summary.json").unlink(missing_ok=True)  # from now on it is this job's
         self._answered = self._clock()
         record.held = tuple(free - rest for free, rest in zip(self._free, left, strict=True))
         record.state, record.started, self._free = State.RUNNING, self._clock(), left
@@ -177,6 +176,11 @@ class Sweep:
             record.fail("it was stopped" if state == "stopped" else error_in(log))
         record.ended = self._clock()
         self._free = tuple(free + held for free, held in zip(self._free, record.held, strict=True))
+
+
+def _command(job: SweepJob) -> str:
+    """A run that was stopped goes on; one that came to its end was another config's, or it would have been kept."""
+    return f"{job.command} resume=never" if (job.directory / "summary.json").exists() else job.command
 
 
 def _record(job: SweepJob, nodes: Sequence[Mapping[str, float]]) -> JobRecord:

@@ -42,7 +42,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         A run that goes on after ``steps`` optimizer steps keeps what it had reported of them; in W&B it is the run
         ``wandb_id``.
         """
-        self._config, self._start = config, time.monotonic()
+        self._config = config
         self.wandb_id = wandb_id or secrets.token_hex(4)
         self._directory = Path(config.run_dir)
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -52,11 +52,12 @@ class Tracker(AbstractContextManager["Tracker"]):
         self._steps: list[Values] = [
             {name: math.nan if value is None else value for name, value in row.items()} for row in self._metrics.kept
         ]
+        self._start = time.monotonic() - sum(step["perf/step_seconds"] for step in self._steps)
         self._host = HostMeter()
         console, progress = Console(stderr=True), config.tracking.progress
         self._terminal = TerminalSink(config.train.steps, console, done=steps, progress=progress)
         mirrored = wandb_mode(config.tracking.wandb) != "disabled"
-        self._wandb = WandbSink(config, self.wandb_id, self.stage) if mirrored else None
+        self._wandb = WandbSink(config, self.wandb_id, self.stage, resumed=wandb_id is not None) if mirrored else None
         self._sinks: list[Sink] = [self._terminal, *sinks, *([self._wandb] if self._wandb else [])]
 
     @property

@@ -39,13 +39,15 @@ class WandbSink:
     is kept offline. Failures are counted, said once, and never stop the training.
     """
 
-    def __init__(self, config: RunConfig, run_id: str, say: Callable[[str], None]) -> None:
-        """The run ``run_id`` goes on if W&B has it, and begins if not.
+    def __init__(self, config: RunConfig, run_id: str, say: Callable[[str], None], *, resumed: bool = False) -> None:
+        """The run ``run_id`` begins, or goes on where it is ``resumed`` online.
+
+        Offline what is resumed is a run of its own: of two with one id, W&B keeps what is sent last.
 
         ``say`` tells the user where the run is, and how to send it where it is on disk only.
         """
         self.failures = 0
-        self._config, self._run_id, self._say = config, run_id, say
+        self._config, self._run_id, self._resumed, self._say = config, run_id, resumed, say
         self._finish_seconds = UPLOAD_SECONDS if config.tracking.artifacts else FINISH_SECONDS
         self._tasks = SimpleQueue[Task | None]()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -116,7 +118,7 @@ class WandbSink:
         run = wandb.init(
             project=config.tracking.project,
             entity=config.tracking.entity,
-            id=self._run_id,
+            id=self._run_id if mode == "online" or not self._resumed else None,
             resume="allow" if mode == "online" else None,
             name=Path(config.run_dir).name,
             group=config.tracking.group,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ring_ray.actors.rollout import RolloutWorker
-from ring_ray.config import ConfigError, RolloutConfig, RunConfig
+from ring_ray.config import ClusterConfig, ConfigError, RolloutConfig, RunConfig
 from ring_ray.types import Prompt, Rollout, Sequence
 from tests.conftest import Run
 from tests.integration.policies import CACHED_TOKENS, ROLLOUT, Policy, almost_full, starts
@@ -23,7 +23,7 @@ def workers(policies: tuple[Policy, Policy], run: Run) -> Iterator[Workers]:
     crowded = replace(ROLLOUT, deterministic=True)
     roomy = replace(crowded, max_sequences=3, max_batched_tokens=2048, kv_cache_mib=8)
     both = tuple(
-        RolloutWorker(policies[0].path, RunConfig(rollout=rollout), "cpu", seed)
+        RolloutWorker(policies[0].path, RunConfig(rollout=rollout, cluster=ClusterConfig(overlap=False)), "cpu", seed)
         for seed, rollout in enumerate((crowded, roomy))
     )
     yield both

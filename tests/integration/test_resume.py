@@ -46,7 +46,7 @@ def test_a_killed_run_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
         assert len(reported(broken)) >= step
     finished = train(*overrides)
     assert finished.status == 0, finished.output
-    assert "going on after step" in finished.output
+    assert "going on after step 4 " in finished.output
     assert reported(broken) == reported(whole)
     expected, found = weights(whole), weights(broken)
     assert expected.keys() == found.keys()

@@ -267,6 +267,7 @@ class FakePolicy:
         return 200 if self.on_device else 0
 
     async def snapshot(self) -> PolicyStateRef:
+        self.on_device = True
         return PolicyStateRef(f"after {len(self.batches)} updates")
 
     async def restore(self, checkpoint: str) -> None:

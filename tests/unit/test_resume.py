@@ -18,7 +18,7 @@ from ring_ray.stream import StreamSnapshot, StreamState
 from tests.unit.checkpoints import LocalArchive
 from tests.unit.fakes import FakePolicy
 
-ORIGIN = RunOrigin(model_path="runs/sft", accuracy={"base": Accuracy(correct=1, n=4)}, wandb_id="ab12")
+ORIGIN = RunOrigin(model_path="hub/model", accuracy={"base": Accuracy(correct=1, n=4)}, wandb_id="ab12")
 SNAPSHOT = StreamSnapshot(
     state=StreamState(
         generated=0, mean_length=10.0, cursor={"epoch": 0, "position": 3, "issued": 3, "digest": "d"}, unfinished={}
@@ -92,7 +92,7 @@ def test_a_full_disk_is_told_and_counted_and_the_next_checkpoint_is_written(stor
     save(one, 10, 20, 30)
     assert store.steps() == [10, 30]
     assert one.failures == 1
-    assert [text for text in said if "step 20 could not be saved, the run goes on" in text and "no space left" in text]
+    assert [text for text in said if "step 20 could not be saved" in text and "no space left" in text]
 
 
 def test_a_run_goes_on_from_its_newest_checkpoint(store: CheckpointStore) -> None:
@@ -159,3 +159,77 @@ def test_differences_are_found_key_by_key() -> None:
         "algo.token_budget": (100, 7),
         "train.steps": (40, 8),
     }
+
+
+def branch(tmp_path: Path, resume: str, steps: int = 40) -> tuple[RunConfig, CheckpointStore]:
+    """A run in another directory that is told to go on from ``resume``."""
+    run = replace(config(steps=steps, resume=resume), run_dir=str(tmp_path / "branch"))
+    return run, CheckpointStore(str(tmp_path / "branch" / "checkpoints"), run.checkpoint)
+
+
+def test_a_branch_that_is_started_again_goes_on_with_the_branch(store: CheckpointStore, tmp_path: Path) -> None:
+    save(saver(store), 10, 20)
+    run, own = branch(tmp_path, str(tmp_path / "checkpoints" / "step-00000010"))
+    first = checkpoint_to_resume(run, own, finished=False)
+    assert first is not None
+    assert (first.state.step, first.own) == (10, False)
+    origin = first.origin("cd34")
+    assert (origin.wandb_id, origin.branched_from) == ("cd34", first.checkpoint)
+
+    continued = Saver(run, store=own, archive=LocalArchive(), policy=FakePolicy(), origin=origin, say=lambda _: None)
+    save(continued, 20, 30)
+    again = checkpoint_to_resume(run, own, finished=False)
+    assert again is not None
+    assert (again.state.step, again.own, again.origin("cd34")) == (30, True, origin)
+    alone = checkpoint_to_resume(replace(run, resume="auto"), own, finished=False)
+    assert alone is not None
+    assert alone.origin("cd34") == origin
+
+
+def test_another_runs_checkpoints_are_not_branched_over(store: CheckpointStore, tmp_path: Path) -> None:
+    save(saver(store), 10)
+    run, own = branch(tmp_path, str(store.latest()))
+    save(Saver(run, store=own, archive=LocalArchive(), policy=FakePolicy(), origin=ORIGIN, say=lambda _: None), 20)
+    with pytest.raises(ConfigError, match=r"checkpoints of another run, .*step-00000020"):
+        checkpoint_to_resume(run, own, finished=False)
+
+
+def test_a_branch_needs_steps_to_take(store: CheckpointStore, tmp_path: Path) -> None:
+    save(saver(store), 40)
+    run, own = branch(tmp_path, str(store.latest()))
+    with pytest.raises(ConfigError, match=r"train\.steps=40: .* is of step 40 already"):
+        checkpoint_to_resume(run, own, finished=False)
+
+
+@pytest.mark.parametrize(
+    "spelling", ["{0}/checkpoints/step-00000010", "{0}//checkpoints/./step-00000010/", "{0}/link/step-00000010"]
+)
+def test_a_checkpoint_is_ones_own_however_it_is_spelled(store: CheckpointStore, tmp_path: Path, spelling: str) -> None:
+    save(saver(store), 10, 20)
+    (tmp_path / "link").symlink_to(tmp_path / "checkpoints")
+    resumed = checkpoint_to_resume(config(resume=spelling.format(tmp_path)), store, finished=False)
+    assert resumed is not None
+    assert (resumed.state.step, resumed.own) == (10, True)
+
+
+def test_two_runs_do_not_share_a_directory_of_checkpoints(store: CheckpointStore, tmp_path: Path) -> None:
+    shared = CheckpointConfig(every=10, keep_last=3, directory=str(tmp_path))
+    first = replace(config(), run_dir="outputs/first", checkpoint=shared)
+    save(saver(store, run=first), 10)
+    with pytest.raises(ConfigError, match=r"checkpoint\.directory=.* has checkpoints of the run in outputs/first"):
+        checkpoint_to_resume(replace(first, run_dir="elsewhere/first"), store, finished=False)
+    assert checkpoint_to_resume(first, store, finished=False)
+
+
+def test_the_model_that_training_began_from_must_be_there(store: CheckpointStore, tmp_path: Path) -> None:
+    origin = replace(ORIGIN, model_path=str(tmp_path / "sft"))
+    save(
+        Saver(config(), store=store, archive=LocalArchive(), policy=FakePolicy(), origin=origin, say=lambda _: None), 10
+    )
+    with pytest.raises(CheckpointError, match="sft is gone"):
+        checkpoint_to_resume(config(), store, finished=False)
+
+
+def test_what_a_full_disk_left_is_removed(store: CheckpointStore, tmp_path: Path) -> None:
+    save(saver(store, archive=LocalArchive(full_at=[20])), 10, 20)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]

@@ -12,6 +12,7 @@ from ring_ray.checkpoint.store import CheckpointStore
 from ring_ray.config import (
     AlgoConfig,
     CheckpointConfig,
+    ClusterConfig,
     EvaluationConfig,
     RolloutConfig,
     RunConfig,
@@ -20,7 +21,7 @@ from ring_ray.config import (
 )
 from ring_ray.evaluation import EvaluationError, evaluate
 from ring_ray.resume import checkpoint_to_resume
-from ring_ray.roles import Roles
+from ring_ray.roles import PolicyStateRef, Roles
 from ring_ray.sft import Demonstration
 from ring_ray.stages import Course, Stages
 from ring_ray.types import Reward, RolloutSample, StepMetrics, Verdict
@@ -71,9 +72,14 @@ CONFIG = RunConfig(
 
 
 def run(
-    config: RunConfig, reward: FakeReward, course: Course | None, run_dir: Path
+    config: RunConfig,
+    reward: FakeReward,
+    course: Course | None,
+    run_dir: Path,
+    policy: FakePolicy | None = None,
+    rollout: FakeRollout | None = None,
 ) -> tuple[dict[str, float], FakePolicy, Journal, FakeRollout]:
-    policy, journal, rollout = FakePolicy(), Journal(), FakeRollout()
+    policy, journal, rollout = policy or FakePolicy(), Journal(), rollout or FakeRollout()
 
     async def go() -> dict[str, float]:
         roles = Roles(
@@ -156,6 +162,7 @@ def test_a_run_that_is_resumed_goes_on_in_its_last_stage(tmp_path: Path) -> None
     first, *_ = run(saved, FakeReward(Verdict.CORRECT), course, tmp_path)
     assert CheckpointStore(str(tmp_path / "checkpoints"), saved.checkpoint).steps() == [0, 2, 3]
 
+    (tmp_path / "sft").mkdir()  # as the policy would have, where it is no fake
     longer = replace(saved, train=TrainConfig(steps=5))
     second, policy, journal, rollout = run(longer, FakeReward(Verdict.CORRECT), course, tmp_path)
     assert [text.split(":")[0] for text in journal.stages if text.startswith(("evaluation", "cold", "c3po"))] == [
@@ -167,3 +174,18 @@ def test_a_run_that_is_resumed_goes_on_in_its_last_stage(tmp_path: Path) -> None
     assert [path.rpartition("/")[2] for path in policy.restored] == ["step-00000003"]
     assert rollout.version == 5
     assert {stage: second[stage] for stage in ("base", "sft")} == {stage: first[stage] for stage in ("base", "sft")}
+
+
+def test_by_turns_the_policys_state_is_taken_while_the_engines_sleep(tmp_path: Path) -> None:
+    rollout, taken = FakeRollout(), []
+
+    class Watching(FakePolicy):
+        async def snapshot(self) -> PolicyStateRef:
+            taken.append(rollout.asleep)
+            return await super().snapshot()
+
+    by_turns = replace(
+        CONFIG, cluster=ClusterConfig(overlap=False, take_turns=True), checkpoint=CheckpointConfig(every=2)
+    )
+    run(by_turns, FakeReward(), None, tmp_path, Watching(), rollout)
+    assert taken == [True, True, True]  # before the first step, after 2 and 3

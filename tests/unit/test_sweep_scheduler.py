@@ -201,7 +201,7 @@ def test_a_job_is_kept_if_its_directory_has_the_result_of_its_config(tmp_path: P
     sweep = Sweep([make_job(seed, config(seed=seed), tmp_path) for seed in range(3)], cluster)
     assert states(sweep) == ["kept", "queued", "queued"]
     sweep.advance()
-    assert cluster.submitted == ["run 1", "run 2"]
+    assert cluster.submitted == ["run 1 resume=never", "run 2"]  # one begins anew, the other goes on
     assert accuracy(tmp_path / "0") == 0.5
     assert accuracy(tmp_path / "1") is None  # what another run had left is gone
     assert last_step(tmp_path / "2") == {"step": 9}  # which the job goes on from, if it was saved

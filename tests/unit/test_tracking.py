@@ -88,6 +88,10 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def read_jsonl_lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
 def test_rollouts_are_written_with_what_became_of_them(tmp_path):
     with Tracker(run_config(tmp_path)) as tracker:
         tracker.rollouts(3, [sample(), sample(response="½", score=float("nan"))])
@@ -214,6 +218,32 @@ def test_summary_needs_a_step(tmp_path):
     with Tracker(run_config(tmp_path)) as tracker, pytest.raises(ValueError, match="empty"):
         tracker.summary({})
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_run_that_goes_on_keeps_what_it_reported_up_to_its_checkpoint(tmp_path):
+    config = run_config(tmp_path)
+    with Tracker(config) as tracker:
+        for step in (1, 2, 3):
+            tracker.log(replace(balanced_metrics(step), step=step))
+            tracker.rollouts(step, [sample(response=f"response {step}")])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "reward')  # it was killed while it wrote
+    before = read_jsonl_lines(tmp_path / "metrics.jsonl")[:2]
+
+    with Tracker(config, steps=2, wandb_id="ab12") as tracker:
+        assert tracker.wandb_id == "ab12"
+        assert tracker.steps == 2
+        for step in (3, 4):
+            tracker.log(replace(balanced_metrics(step), step=step))
+        summary = tracker.summary({})
+    rows = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert read_jsonl_lines(tmp_path / "metrics.jsonl")[:2] == before
+    assert [row["response"] for row in read_jsonl(tmp_path / "rollouts.jsonl")] == ["response 1", "response 2"]
+    assert summary.steps == 4
+    assert summary.wall_seconds >= sum(row["perf/step_seconds"] for row in rows[:2]) > 0
+    with Tracker(config) as tracker:
+        assert (tracker.steps, (tmp_path / "metrics.jsonl").read_text()) == (0, "")
 
 
 def terminal_output(*, terminal: bool, progress: bool = True) -> str:
