@@ -75,7 +75,8 @@ def launch(config: RunConfig) -> float:
                 )
             intervals = {stage: AccuracyInterval.of(seen.correct, seen.n) for stage, seen in accuracies.items()}
             tracker.stage(tracker.summary(intervals).sentence)
-            tracker.models(run_dir / name for name in Stages.MODELS if (run_dir / name).is_dir())
+            left = [*(run_dir / name for name in Stages.MODELS), *sorted((run_dir / "checkpoints").glob("step-*"))]
+            tracker.artifacts(directory for directory in left if directory.is_dir())
             return intervals["rl"].value
         finally:
             if tracker.steps:  # a run that was interrupted has something to show, too

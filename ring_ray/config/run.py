@@ -96,7 +96,7 @@ class TrackingConfig:
     group: str | None = key(None, "Group of runs in W&B; a sweep names its own.")
     job_number: int | None = key(None, "Number of this run in its sweep; the sweep sets it.")
     overrides: list[str] = key([], "What the command line changed; jobs/train.py fills it in.")
-    artifacts: bool = key(False, "Upload the models to W&B.")
+    artifacts: bool = key(False, "Upload the models and the checkpoints that stay to W&B.")
     sampled_rollouts: int = key(4, "Responses of each step that are kept for people to read; 0 for none.")
     progress: bool = key(True, "A line a step on stderr and, on a terminal, a bar; stages are told in any case.")
 

@@ -57,7 +57,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         console, progress = Console(stderr=True), config.tracking.progress
         self._terminal = TerminalSink(config.train.steps, console, done=steps, progress=progress)
         mirrored = wandb_mode(config.tracking.wandb) != "disabled"
-        self._wandb = WandbSink(config, self.wandb_id, self.stage, resumed=wandb_id is not None) if mirrored else None
+        self._wandb = WandbSink(config, self.wandb_id, self.stage) if mirrored else None
         self._sinks: list[Sink] = [self._terminal, *sinks, *([self._wandb] if self._wandb else [])]
 
     @property
@@ -89,10 +89,10 @@ class Tracker(AbstractContextManager["Tracker"]):
         if self._wandb and rows:
             self._wandb.rollouts(step, rows)
 
-    def models(self, directories: Iterable[Path]) -> None:
-        """Upload the models of a finished run where ``tracking.artifacts`` says so."""
+    def artifacts(self, directories: Iterable[Path]) -> None:
+        """Upload what a finished run leaves, models and checkpoints, where ``tracking.artifacts`` says so."""
         if self._wandb and self._config.tracking.artifacts:
-            self._wandb.models(directories)
+            self._wandb.artifacts(directories)
 
     def summary(self, accuracy: Mapping[str, AccuracyInterval]) -> RunSummary:
         """Write summary.json: the steps logged so far and the accuracy after the stages "base", "sft" and "rl".

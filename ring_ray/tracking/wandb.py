@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 import wandb
 
+from ring_ray.checkpoint.store import MANIFEST
 from ring_ray.config import WANDB_MODES, RunConfig
 from ring_ray.metrics import FAMILIES, METRICS, Values
 from ring_ray.tracking.files import Row
@@ -39,15 +40,16 @@ class WandbSink:
     is kept offline. Failures are counted, said once, and never stop the training.
     """
 
-    def __init__(self, config: RunConfig, run_id: str, say: Callable[[str], None], *, resumed: bool = False) -> None:
-        """The run ``run_id`` begins, or goes on where it is ``resumed`` online.
+    def __init__(self, config: RunConfig, run_id: str, say: Callable[[str], None]) -> None:
+        """Online the run ``run_id`` begins, or goes on if W&B has it.
 
-        Offline what is resumed is a run of its own: of two with one id, W&B keeps what is sent last.
+        Offline every session is a run of its own: of two with one id W&B keeps what is sent last, and what was tried
+        online can't be made offline under its id.
 
         ``say`` tells the user where the run is, and how to send it where it is on disk only.
         """
         self.failures = 0
-        self._config, self._run_id, self._resumed, self._say = config, run_id, resumed, say
+        self._config, self._run_id, self._say = config, run_id, say
         self._finish_seconds = UPLOAD_SECONDS if config.tracking.artifacts else FINISH_SECONDS
         self._tasks = SimpleQueue[Task | None]()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -61,8 +63,8 @@ class WandbSink:
         """A table of ``rows``, which all have the same columns."""
         self._tasks.put(partial(_log_table, step, rows))
 
-    def models(self, directories: Iterable[Path]) -> None:
-        """Upload model directories, which must then stay as they are, as artifacts."""
+    def artifacts(self, directories: Iterable[Path]) -> None:
+        """Upload directories of models and checkpoints, which must then stay as they are."""
         for directory in directories:
             self._tasks.put(partial(_upload, directory))
 
@@ -118,7 +120,7 @@ class WandbSink:
         run = wandb.init(
             project=config.tracking.project,
             entity=config.tracking.entity,
-            id=self._run_id if mode == "online" or not self._resumed else None,
+            id=self._run_id if mode == "online" else None,
             resume="allow" if mode == "online" else None,
             name=Path(config.run_dir).name,
             group=config.tracking.group,
@@ -160,6 +162,7 @@ def _log_table(step: int, rows: Sequence[Row], run: wandb.Run) -> None:
 
 
 def _upload(directory: Path, run: wandb.Run) -> None:
-    artifact = wandb.Artifact(f"run-{run.id}-{directory.name}", type="model")
+    kind = "checkpoint" if (directory / MANIFEST).exists() else "model"
+    artifact = wandb.Artifact(f"run-{run.id}-{directory.name}", type=kind)
     artifact.add_dir(str(directory), policy="immutable")  # without a copy of the weights in W&B's cache
     run.log_artifact(artifact)

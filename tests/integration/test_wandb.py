@@ -32,13 +32,15 @@ config.tracking.progress, config.tracking.artifacts = True, True
 config.tracking.group, config.tracking.job_number, config.tracking.overrides = "sums", 3, ["seed=7"]
 (run_dir / "model").mkdir(parents=True)
 (run_dir / "model" / "model.safetensors").write_bytes(b"weights")
+(run_dir / "step-00000020").mkdir()
+(run_dir / "step-00000020" / "manifest.json").write_text("{}")
 with Tracker(config) as tracker:
     tracker.note({"accuracy/base": 0.25})
     tracker.note({"sft/step": 1, "sft/loss": 2.5, "sft/entropy": 1.5, "sft/accuracy": 0.5})
     for step in range(1, steps + 1):
         tracker.log(replace(distinct_metrics(), step=step))
         tracker.rollouts(step, [sample(response=f"response {step}")])
-    tracker.models([run_dir / "model"])
+    tracker.artifacts([run_dir / "model", run_dir / "step-00000020"])
     print("all is logged", "and W&B had not begun" if not list(run_dir.glob("wandb/offline-run-*")) else "", flush=True)
 """
 
@@ -132,11 +134,14 @@ def test_each_step_has_a_table_of_its_rollouts(offline: Tracked) -> None:
     assert [row["response"] for row in written] == [f"response {step}" for step in range(1, STEPS + 1)]
 
 
-def test_the_model_is_an_artifact_that_is_not_copied(offline: Tracked) -> None:
+@pytest.mark.parametrize(
+    ("kind", "file"), [("model", "model/model.safetensors"), ("checkpoint", "step-00000020/manifest.json")]
+)
+def test_models_and_checkpoints_are_artifacts_that_are_not_copied(offline: Tracked, kind: str, file: str) -> None:
     artifacts = of_type(offline.records(), "artifact")
-    (model,) = [artifact for artifact in artifacts if artifact["type"] == "model"]
-    (weights,) = model["manifest"]["contents"]
-    assert weights["local_path"] == str(offline.directory / "model" / "model.safetensors")
+    (artifact,) = [artifact for artifact in artifacts if artifact["type"] == kind]
+    (content,) = artifact["manifest"]["contents"]
+    assert content["local_path"] == str(offline.directory / file)
 
 
 def test_an_offline_run_says_how_to_send_it(offline: Tracked) -> None:

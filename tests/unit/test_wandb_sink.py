@@ -132,3 +132,18 @@ def test_a_service_without_a_run_is_ended_as_well(tmp_path, monkeypatch):
     monkeypatch.setattr("wandb.teardown", lambda: ended.append(True))
     WandbSink(run_config(tmp_path, wandb="offline"), "id1", lambda _: None).close(failed=False)
     assert ended == [True]
+
+
+def test_online_a_run_goes_on_under_its_id_and_offline_each_session_is_a_run_of_its_own(tmp_path, monkeypatch):
+    given = []
+
+    def refuse_online(**settings):
+        given.append((settings["mode"], settings["id"], settings["resume"]))
+        if settings["mode"] == "online":
+            raise ConnectionError("no network")
+        return StubRun()
+
+    monkeypatch.setattr("wandb.init", refuse_online)
+    monkeypatch.setattr("wandb.login", lambda **_: True)
+    WandbSink(run_config(tmp_path, wandb="online"), "id1", lambda _: None).close(failed=False)
+    assert given == [("online", "id1", "allow"), ("offline", None, None)]
