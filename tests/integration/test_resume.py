@@ -1,6 +1,7 @@
 """A run whose driver is killed, and one that was never interrupted: the same prompts, budgets and parameters."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def test_a_killed_run_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
         assert len(reported(broken)) >= step
     finished = train(*overrides)
     assert finished.status == 0, finished.output
-    assert "going on after step 4 " in finished.output
+    # Step 4 is written once it is reported, which is when the driver is killed: that may be in between.
+    assert re.search(r"going on after step (2|4) ", finished.output)
     assert reported(broken) == reported(whole)
     expected, found = weights(whole), weights(broken)
     assert expected.keys() == found.keys()
