@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
-from ring_ray.checkpoint.store import CheckpointError, CheckpointStore, read_file, read_manifest, url_of
+from ring_ray.checkpoint.store import STATE, CheckpointError, CheckpointStore, read_file, read_manifest, url_of
 from ring_ray.config import ConfigError, RunConfig
-from ring_ray.saver import STATE, RunOrigin, RunState
+from ring_ray.config.keys import flatten
+from ring_ray.saver import RunOrigin, RunState
 
 # What may change when a run goes on by itself: where it runs and who is told, not what it learns.
 FREE = (
@@ -83,7 +84,7 @@ def read_state(checkpoint: str) -> RunState:
 
 def differences(then: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
     """The values of each key that is not the same in both."""
-    before, after = _flat(asdict(then)), _flat(asdict(now))
+    before, after = dict(flatten(asdict(then))), dict(flatten(asdict(now)))
     return {key: (before.get(key), after.get(key)) for key in before | after if before.get(key) != after.get(key)}
 
 
@@ -133,13 +134,6 @@ def _check_rest(state: RunState, config: RunConfig, checkpoint: str, *, own: boo
     model = Path(state.origin.model_path)
     if model.is_absolute() and not model.exists():  # else it is a model hub's name
         raise CheckpointError(f"{checkpoint}: needs the model that training began from, and {model} is gone")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _among(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ring_ray.checkpoint.store import CheckpointError, CheckpointStore, write_file
+from ring_ray.checkpoint.store import STATE, CheckpointError, CheckpointStore, write_file
 from ring_ray.config import RunConfig
 from ring_ray.evaluation import Accuracy
 from ring_ray.roles import ArchiveRole, PolicyRole, PolicyStateRef
 from ring_ray.stream import StreamSnapshot, StreamState
-
-STATE = "state.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import msgspec
 import torch
 from transformers import AutoTokenizer
 
-from ring_ray.checkpoint.store import CheckpointError, read_file, read_manifest
+from ring_ray.checkpoint.store import STATE, CheckpointError, read_file, read_manifest
 from ring_ray.checkpoint.tensors import POLICY, read_tensors
 from ring_ray.config import ModelConfig
 from ring_ray.engines.hf import load_model
@@ -51,9 +51,9 @@ def export_model(
         raise FileExistsError(f"{directory}: is not empty")
     manifest = read_manifest(checkpoint)
     try:
-        state = msgspec.json.decode(read_file(checkpoint, manifest.record("state.json")), type=_State)
+        state = msgspec.json.decode(read_file(checkpoint, manifest.record(STATE)), type=_State)
     except msgspec.DecodeError as error:
-        raise CheckpointError(f"{checkpoint}/state.json: {error}") from error
+        raise CheckpointError(f"{checkpoint}/{STATE}: {error}") from error
     path = model_path or state.origin.model_path
     model = load_model(path, replace(state.config.model, trust_remote_code=trust_remote_code))
     missing = unique_tensors(model)

@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ring_ray.config import CheckpointConfig, ConfigError
 
-MANIFEST = "manifest.json"
+MANIFEST, STATE = "manifest.json", "state.json"
 DIRECTORY = re.compile(r"step-(\d{8})")
 
 _blake2b = partial(hashlib.blake2b, digest_size=32)

@@ -1,6 +1,6 @@
 """What a key of the schema is: a default and a description, which `--help` and docs/config.md are made of."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from inspect import getdoc
@@ -55,3 +55,12 @@ def names(config: Any) -> list[str]:
 def _type_name(annotation: Any) -> str:
     name = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     return name.replace(" | None", " or null")
+
+
+def flatten(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings by dotted key, such as ("algo.token_budget", 6144)."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from flatten(part, f"{key}.{name}" if key else name)
+    else:
+        yield key, value

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ring_ray.config.keys import flatten
 from ring_ray.metrics import METRICS, AccuracyInterval, coefficient_of_variation
 
 METRICS_FILE, SUMMARY_FILE, CONFIG_FILE = "metrics.jsonl", "summary.json", "config.yaml"
@@ -171,14 +172,6 @@ def _settings(text: str) -> dict[str, Any]:
         config = OmegaConf.create(text)
         if not isinstance(config, DictConfig):
             raise ReportError(f"{CONFIG_FILE} is not a mapping")
-        return dict(_flatten(OmegaConf.to_container(config, resolve=True)))
+        return dict(flatten(OmegaConf.to_container(config, resolve=True)))
     except (YAMLError, OmegaConfBaseException) as error:
         raise ReportError(f"{CONFIG_FILE} can't be read: {error}") from error
-
-
-def _flatten(value: object, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from _flatten(part, f"{key}.{name}" if key else name)
-    else:
-        yield key, value
