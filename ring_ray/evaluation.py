@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
-from ring_ray.roles import RewardRole, RolloutRef, RolloutRole
+from ring_ray.roles import RewardRole, RolloutLostError, RolloutRef, RolloutRole
 from ring_ray.types import Prompt, Reward, Rollout, Sequence, Verdict
 
 
@@ -28,9 +28,13 @@ async def evaluate(prompts: Many[Prompt], rollout: RolloutRole, reward: RewardRo
 
     async def judge(prompt: Prompt) -> Reward:
         start = RolloutRef(Rollout(prompt=prompt, sequences=(Sequence.start(prompt.token_ids),)))
-        finished, _ = await rollout.generate(start)
-        (judgement,) = await reward.score(finished)
-        return judgement
+        while True:
+            try:
+                if generated := await rollout.generate(start):
+                    (judgement,) = await reward.score(generated[0])
+                    return judgement
+            except RolloutLostError:
+                continue  # from the beginning
 
     judgements = await asyncio.gather(*(judge(prompt) for prompt in prompts))
     verdicts = [judgement.verdict for judgement in judgements if judgement.verdict.reached]

@@ -122,6 +122,6 @@ async def _go_through_stages(
     store: CheckpointStore,
     resumed: Resumed | None,
 ) -> dict[str, Accuracy]:
-    async with spawned(config, model_path) as roles:
+    async with spawned(config, model_path, tracker) as roles:
         stages = Stages(config, roles=roles, prompts=prompts, course=course, tracker=tracker, store=store)
         return await stages.run(model_path, Path(config.run_dir), resumed)

@@ -87,6 +87,7 @@ FAMILIES = (
     Family("reward/<domain>/accuracy", "1", "share of the same responses that are correct"),
     Family("perf/<phase>_seconds", "s", "wall time of a phase: wait, reference, update, sync, checkpoint"),
     Family("memory/<phase>/<role>_gib", "GiB", "held at the end of a phase by a role, on a GPU by all; only by turns"),
+    Family("fault/<kind>", "1", "faults of a kind that were made good since the last step, where there were any"),
     Family("sys/cpu_percent", "%", "of all cores of the controller's node, since the last step"),
     Family("sys/memory_used_gib", "GiB", "of the same node, by everyone"),
     Family("sys/gpu<index>_memory_used_gib", "GiB", "of each GPU of the same node, by everyone"),

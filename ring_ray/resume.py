@@ -13,7 +13,7 @@ from ring_ray.saver import RunOrigin, RunState
 
 # What may change when a run goes on by itself: where it runs and who is told, not what it learns.
 FREE = (
-    "run_dir", "resume", "checkpoint", "cluster", "reward", "sync", "tracking", "data.path",
+    "run_dir", "resume", "checkpoint", "cluster", "recovery", "reward", "sync", "tracking", "data.path",
     "rollout.gpu_memory_fraction", "rollout.kv_cache_mib", "rollout.max_batched_tokens", "rollout.max_sequences",
     "rollout.tensor_parallel", "train.activation_checkpointing", "train.micro_batch_tokens", "train.offload_optimizer",
     "train.offload_parameters", "train.packing", "train.steps", "train.zero_stage",
@@ -71,6 +71,15 @@ def checkpoint_to_resume(config: RunConfig, store: CheckpointStore, *, finished:
         branched_from=state.origin.branched_from if config.resume == "auto" else url_of(config.resume),
         changes=tuple(_told({key: values}) for key, values in told.items()),
     )
+
+
+def checkpoint_to_go_back_to(store: CheckpointStore, before: int | None) -> Resumed | None:
+    """The run's own newest checkpoint, or the newest of steps up to ``before``. Raises `CheckpointError`."""
+    checkpoint = store.latest(before)
+    if checkpoint is None:
+        return None
+    state = read_state(checkpoint)
+    return Resumed(checkpoint=checkpoint, state=state, own=True, branched_from=state.origin.branched_from, changes=())
 
 
 def read_state(checkpoint: str) -> RunState:

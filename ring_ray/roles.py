@@ -36,9 +36,31 @@ class BufferStatus:
         return self.queued >= 1
 
 
+class RollBackError(RuntimeError):
+    """The run can only go on from its last checkpoint: who held a part of its state is lost, or that state is bad.
+
+    Whoever raises it has seen to it that its role can take that checkpoint's state.
+    """
+
+    def __init__(self, message: str, *, kind: str, before: int | None = None) -> None:
+        """``kind`` as in `Fault`; only checkpoints of steps up to ``before`` will do, if that is given."""
+        super().__init__(message)
+        self.kind, self.before = kind, before
+
+
+class RolloutLostError(RuntimeError):
+    """The tokens of a rollout are gone with the node that held them."""
+
+
 class RolloutRole(Protocol):
-    async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
-        """Continue a rollout until its K responses are finished, or until `interrupt`."""
+    """The engines. One that is lost is started anew by itself, and then needs the weights of the others."""
+
+    async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus] | None:
+        """Continue a rollout until its K responses are finished, or until `interrupt`.
+
+        Waits for an engine that is up. None where that was lost, or `interrupt` came first: then the rollout is as it
+        was. Raises `RolloutLostError`.
+        """
 
     async def interrupt(self, *, sleep: bool = False) -> None:
         """Make every `generate` in progress return; until `resume` no token is sampled.
@@ -46,14 +68,26 @@ class RolloutRole(Protocol):
         With ``sleep`` the engines' memory is given back, too; new weights must then be received before `resume`.
         """
 
-    async def receive(self, parcel: ParcelRef) -> None:
-        """Copy some of the new weights into every engine."""
+    def begin_update(self, *, newcomers: bool) -> tuple[str, ...]:
+        """Begin with new weights for all engines, or for those only that have `returned`.
+
+        Returns a name for each, which an engine that was started anew has never had.
+        """
+
+    async def receive(self, parcel: ParcelRef) -> bool:
+        """Copy some of the weights into every engine of the update. False where one was lost: it must begin again."""
 
     async def resume(self, version: int | None = None) -> None:
-        """Sample again, by weights of ``version`` if new ones were received."""
+        """Have the engines of the update sample, by weights of ``version`` if new ones were received.
+
+        Without an update those that were interrupted; at the beginning all, and it answers once they are started.
+        """
+
+    async def returned(self) -> None:
+        """Wait until there is an engine that was lost, is started anew, and has not got the weights of the others."""
 
     async def checksums(self) -> list[dict[str, str]]:
-        """For each engine, of every weight by its name."""
+        """For each engine of the update, of every weight by its name."""
 
     async def memory(self) -> int:
         """Bytes that the engines hold: on a GPU everyone's on their GPUs."""
@@ -61,14 +95,20 @@ class RolloutRole(Protocol):
 
 class RewardRole(Protocol):
     async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
-        """One reward for each of the K responses."""
+        """One reward for each of the K responses; all FAILED where verifiers died of it. Raises `RolloutLostError`."""
 
     async def samples(self) -> tuple[RolloutSample, ...]:
         """Some of the responses that were scored since the last call, each as likely as any other."""
 
 
 class BufferRole(Protocol):
-    async def add(self, rollout: RolloutRef) -> BufferStatus: ...
+    """All methods raise `RollBackError` where the buffer is lost: it is then empty until `restore`."""
+
+    async def add(self, rollout: RolloutRef) -> BufferStatus:
+        """Raises `RolloutLostError`."""
+
+    async def waiting(self, prompt_index: int) -> RolloutRef:
+        """A rollout that was added and not scored, once more."""
 
     async def score(self, prompt_index: int, rewards: tuple[Reward, ...]) -> BufferStatus: ...
 
@@ -85,6 +125,8 @@ class BufferRole(Protocol):
 
 
 class ReferenceRole(Protocol):
+    """A worker that is lost is started anew by itself."""
+
     async def start(self, model_path: str) -> None:
         """Load the model that stays frozen for the stage that begins."""
 
@@ -94,13 +136,15 @@ class ReferenceRole(Protocol):
 
 
 class PolicyRole(Protocol):
+    """All methods raise `RollBackError` where a rank is lost: the ranks are then new, and wait for `start`."""
+
     async def start(self, model_path: str, train: TrainConfig, algo: AlgoConfig) -> None:
         """Begin a stage: load the model with a fresh optimizer."""
 
     async def update(self, batch: BatchRef, reference: LogprobsRef | None) -> UpdateMetrics: ...
 
-    def parcels(self) -> AsyncIterator[ParcelRef]:
-        """The weights; ask for the next parcel when the last one was received."""
+    def parcels(self, receivers: Many[str]) -> AsyncIterator[ParcelRef]:
+        """The weights, for engines by their names; ask for the next parcel when the last one was received."""
 
     async def checksums(self) -> dict[str, str]:
         """Of every weight by its name."""
@@ -109,6 +153,9 @@ class PolicyRole(Protocol):
         """Give the devices' memory back until the next `update` or `parcels`."""
 
     async def memory(self) -> int: ...
+
+    async def check(self) -> None:
+        """Raise `RollBackError` if a rank has died."""
 
     async def save(self, path: str) -> None:
         """Write a Hugging Face model directory."""

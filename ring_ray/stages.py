@@ -1,6 +1,5 @@
 """What a run does, in order: measure the base model, cold start, measure, C3PO, measure."""
 
-import math
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -9,21 +8,19 @@ from typing import Protocol
 
 from ring_ray.checkpoint.store import CheckpointStore
 from ring_ray.config import RunConfig
-from ring_ray.controller import Controller, MemoryMeter, StepLog
 from ring_ray.evaluation import Accuracy, evaluate
+from ring_ray.reinforcement import Reinforcement, TrainingLog
 from ring_ray.resume import Resumed
 from ring_ray.roles import Roles
-from ring_ray.saver import RunOrigin, Saver
+from ring_ray.saver import RunOrigin
 from ring_ray.sft import Demonstration, cold_start
-from ring_ray.stream import Prompts, RolloutStream, StreamSnapshot
+from ring_ray.stream import Prompts
 from ring_ray.sync import WeightSync
 from ring_ray.types import Prompt
 
 
-class RunLog(StepLog, Protocol):
+class RunLog(TrainingLog, Protocol):
     wandb_id: str  # the run's in W&B
-
-    def stage(self, text: str) -> None: ...
 
     def note(self, values: Mapping[str, float]) -> None: ...
 
@@ -62,19 +59,6 @@ class Stages:
         self._sync = WeightSync(
             roles.policy, roles.rollout, verify=config.sync.verify_weights, take_turns=config.cluster.take_turns
         )
-        self._stream = RolloutStream(
-            prompts=prompts,
-            rollout=roles.rollout,
-            sync=self._sync,
-            reward=roles.reward,
-            buffer=roles.buffer,
-            algo=config.algo,
-            overlap=config.cluster.overlap,
-            # Twice as many as the engines decode at a time: when one ends, the next is there, whatever its group does.
-            max_in_flight=2 * config.rollout.max_sequences * config.cluster.rollout.workers,
-            max_response_tokens=config.rollout.max_response_tokens,
-            in_waves=config.rollout.deterministic,
-        )
 
     async def run(self, model_path: str, run_dir: Path, resumed: Resumed | None = None) -> dict[str, Accuracy]:
         """Returns the accuracy of each stage ("base", "sft", "rl"); leaves the trained model in ``run_dir/model``.
@@ -82,7 +66,16 @@ class Stages:
         Without a cold start the "sft" model is the base model. A run that is resumed goes on in the last stage.
         """
         origin = resumed.origin(self._tracker.wandb_id) if resumed else await self._prepare(model_path, run_dir)
-        await self._reinforce(origin, run_dir / self.MODELS[1], resumed)
+        training = Reinforcement(
+            self._config,
+            origin,
+            roles=self._roles,
+            sync=self._sync,
+            prompts=self._prompts,
+            tracker=self._tracker,
+            store=self._store,
+        )
+        await training.run(run_dir / self.MODELS[1], resumed)
         return {**origin.accuracy, "rl": await self._measure("rl")}
 
     async def _prepare(self, model_path: str, run_dir: Path) -> RunOrigin:
@@ -99,7 +92,7 @@ class Stages:
     async def _measure(self, name: str) -> Accuracy:
         prompts = self._prompts.held_out[: self._config.evaluation.prompts]
         self._tracker.stage(f"evaluation: {name} model on {len(prompts)} held-out prompts")
-        accuracy = await evaluate(prompts, self._roles.rollout, self._roles.reward)
+        accuracy = await self._sync.alongside(evaluate(prompts, self._roles.rollout, self._roles.reward))
         self._tracker.note({f"accuracy/{name}": accuracy.value})
         if accuracy.unjudged:
             self._tracker.stage(f"  {accuracy.unjudged} responses could not be judged and count neither way")
@@ -110,7 +103,7 @@ class Stages:
 
         async def probe() -> Accuracy:
             await self._sync.transfer(version=0)
-            accuracy = await evaluate(course.probe, roles.rollout, roles.reward)
+            accuracy = await self._sync.alongside(evaluate(course.probe, roles.rollout, roles.reward))
             await self._sync.rest()
             return accuracy
 
@@ -134,64 +127,3 @@ class Stages:
         await roles.policy.save(str(target))
         await self._sync.transfer(version=0)
         return str(target)
-
-    async def _reinforce(self, origin: RunOrigin, target: Path, resumed: Resumed | None) -> None:
-        config, roles = self._config, self._roles
-        done = resumed.state.step if resumed else 0
-        self._tracker.stage(f"{config.algo.name}: {config.train.steps} steps")
-        longest_group = config.algo.group_size * config.rollout.max_response_tokens
-        if config.algo.selection == "tokens" and longest_group > config.algo.token_budget:
-            self._tracker.stage(
-                f"  one group may have {longest_group} tokens, more than algo.token_budget={config.algo.token_budget}: "
-                "expect many to grow too old before their turn"
-            )
-        await self._sync.rest()
-        if roles.reference is not None:
-            await roles.reference.start(origin.model_path)
-        await roles.policy.start(origin.model_path, config.train, config.algo)
-        saver = Saver(
-            config,
-            store=self._store,
-            archive=roles.archive,
-            policy=roles.policy,
-            origin=origin,
-            say=self._tracker.stage,
-        )
-        if resumed:
-            await self._restore(resumed)
-        elif saver.due(0):  # before the policy makes room for the engines
-            await saver.take(0, await self._stream.snapshot(), math.nan)
-            saver.write()
-        await self._sync.transfer(version=done)
-        controller = Controller(
-            config,
-            stream=self._stream,
-            policy=roles.policy,
-            reference=roles.reference,
-            reward=roles.reward,
-            meters=self._meters() if config.cluster.take_turns else {},
-            checkpoints=saver,
-            tracker=self._tracker,
-        )
-        try:
-            await controller.run(done)
-        finally:
-            await saver.finish()  # a run that was stopped has one more to go on from
-        await self._sync.rest()
-        await roles.policy.save(str(target))
-        await self._sync.transfer(version=config.train.steps)
-
-    async def _restore(self, resumed: Resumed) -> None:
-        """The policy, the buffer and the stream as they were; the policy's model is started, the engines rest."""
-        await self._roles.policy.restore(resumed.checkpoint)
-        state = resumed.state.stream
-        buffer, unfinished = await self._roles.archive.read(resumed.checkpoint, [*state.unfinished])
-        await self._stream.restore(StreamSnapshot(state=state, buffer=buffer, unfinished=unfinished))
-
-    def _meters(self) -> dict[str, MemoryMeter]:
-        """On a GPU the policy's rank sees what all roles hold there."""
-        roles = self._roles
-        if self._config.cluster.device == "cuda":
-            return {"device": roles.policy}
-        meters: dict[str, MemoryMeter] = {"policy": roles.policy, "rollout": roles.rollout}
-        return meters | ({"reference": roles.reference} if roles.reference else {})

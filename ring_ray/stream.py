@@ -14,7 +14,17 @@ from typing import Any, Protocol
 from ring_ray.algo.pacing import Pacing
 from ring_ray.config import AlgoConfig, ConfigError
 from ring_ray.data.source import Cursor
-from ring_ray.roles import BatchRef, BufferRole, BufferStateRef, BufferStatus, RewardRole, RolloutRef, RolloutRole
+from ring_ray.roles import (
+    BatchRef,
+    BufferRole,
+    BufferStateRef,
+    BufferStatus,
+    RewardRole,
+    RollBackError,
+    RolloutLostError,
+    RolloutRef,
+    RolloutRole,
+)
 from ring_ray.sync import WeightSync
 from ring_ray.types import BatchSummary, Ledger, Prompt, Rollout, RolloutStatus, Sequence
 
@@ -38,6 +48,7 @@ class StreamState:
     """What a stream knows between two steps, as plain data."""
 
     generated: int  # tokens
+    lost: int = 0  # of those, tokens that are gone with the node that held them
     mean_length: float  # of a response, in tokens, as far as is known
     cursor: Cursor
     unfinished: dict[int, RolloutStatus]  # by prompt index
@@ -113,7 +124,9 @@ class RolloutStream:
             algo, overlap=overlap, max_in_flight=max_in_flight, max_response_tokens=max_response_tokens
         )
         self.generated = 0
+        self._lost = 0  # of those, tokens that are gone with the node that held them
         self._in_flight: dict[int, tuple[RolloutRef, RolloutStatus]] = {}  # by prompt index, as of the last return
+        self._begun: dict[int, tuple[RolloutRef, RolloutStatus]] = {}  # the same as they began, for one that is lost
         self._unscored: dict[int, RolloutRef] = {}  # by prompt index: finished and in the buffer
         self._scored = 0  # groups, since the last batch or the last eviction
         self._status = BufferStatus(revision=0, queued=0.0, backlog=0.0)
@@ -147,12 +160,7 @@ class RolloutStream:
 
         Raises `StarvedError` where they will not come, and what any prompt's generation or scoring raised.
         """
-        while not self._status.ready or self._wave_under_way():
-            self._raise_failure()
-            self._check_not_starved()
-            self._changed.clear()
-            await self._changed.wait()
-        self._raise_failure()
+        await self._sync.alongside(self._filled())
         batch, summary, status = await self._buffer.take()
         self._observe(status)
         self._scored = 0
@@ -187,6 +195,7 @@ class RolloutStream:
         assert not self._open
         state = StreamState(
             generated=self.generated,
+            lost=self._lost,
             mean_length=self._pacing.mean_length(),
             cursor=self._prompts.state(),
             unfinished={index: status for index, (_, status) in self._in_flight.items()},
@@ -203,9 +212,18 @@ class RolloutStream:
         state = snapshot.state
         self._prompts.restore(state.cursor)
         self._pacing.restore(state.mean_length)
-        self.generated = state.generated
+        self.generated, self._lost = state.generated, state.lost
         self._in_flight = {index: (snapshot.unfinished[index], status) for index, status in state.unfinished.items()}
         self._status, self._unscored = await self._buffer.restore(snapshot.buffer)
+
+    async def _filled(self) -> None:
+        """Wait until there is a step to take."""
+        while not self._status.ready or self._wave_under_way():
+            self._raise_failure()
+            self._check_not_starved()
+            self._changed.clear()
+            await self._changed.wait()
+        self._raise_failure()
 
     def _account(self, buffered: Ledger) -> Ledger:
         unfinished = [status for _, status in self._in_flight.values()]
@@ -214,6 +232,7 @@ class RolloutStream:
             generated=self.generated,
             in_flight=sum(status.in_flight_tokens for status in unfinished),
             waiting=buffered.waiting + sum(status.finished_tokens for status in unfinished),
+            dropped=buffered.dropped + self._lost,
         )
         if not ledger.balanced:
             raise LedgerError(
@@ -237,7 +256,7 @@ class RolloutStream:
             unfinished=unfinished, groups=len(self._in_flight), backlog=self._status.backlog
         ):
             prompt = self._prompts.next()
-            self._in_flight[prompt.index] = self._begin(prompt)
+            self._in_flight[prompt.index] = self._begun[prompt.index] = self._begin(prompt)
             unfinished += self._algo.group_size
             if self._open:
                 self._start(self._generate(prompt.index), self._turns)
@@ -263,24 +282,42 @@ class RolloutStream:
             self._changed.set()
 
     async def _generate(self, index: int) -> None:
-        """Turns of the engine, until a rollout is finished and in the buffer, or generation is paused.
+        """Turns of the engine, until a rollout is finished and in the buffer, or generation is paused."""
+        while self._open and index in self._in_flight:
+            try:
+                await self._turn(index)
+            except RolloutLostError:
+                self._begin_again(index)
 
-        A finished rollout leaves `_in_flight` only when the buffer has it.
-        """
-        while self._open:
-            rollout, status = await self._rollout.generate(self._in_flight[index][0])
-            self.generated += status.new_tokens
-            self._in_flight[index] = rollout, status
-            if status.finished:
-                self._pacing.ended(status.finished_tokens)
-                self._observe(await self._buffer.add(rollout))
-                del self._in_flight[index]
-                self._unscored[index] = rollout
-                self._start(self._score(index), self._scorings)
-                return
+    async def _turn(self, index: int) -> None:
+        """A finished rollout leaves `_in_flight` only when the buffer has it."""
+        grown = await self._rollout.generate(self._in_flight[index][0])
+        if grown is None:
+            return
+        rollout, status = self._in_flight[index] = grown
+        self.generated += status.new_tokens
+        if status.finished:
+            self._observe(await self._buffer.add(rollout))
+            self._pacing.ended(status.finished_tokens)
+            del self._in_flight[index]
+            self._begun.pop(index, None)
+            self._unscored[index] = rollout
+            self._start(self._score(index), self._scorings)
+
+    def _begin_again(self, index: int) -> None:
+        """A rollout's tokens are gone: have others in their place."""
+        if index not in self._begun:
+            raise RollBackError(f"what prompt {index} had got before the run went on is lost", kind="data")
+        _, status = self._in_flight[index]
+        self._lost += status.in_flight_tokens + status.finished_tokens
+        self._in_flight[index] = self._begun[index]
 
     async def _score(self, index: int) -> None:
-        rewards = await self._reward.score(self._unscored[index])
+        try:
+            rewards = await self._reward.score(self._unscored[index])
+        except RolloutLostError:
+            self._unscored[index] = await self._buffer.waiting(index)  # which has a copy of its own
+            rewards = await self._reward.score(self._unscored[index])
         self._observe(await self._buffer.score(index, rewards))
         del self._unscored[index]
         self._scored += 1

@@ -256,3 +256,12 @@ class StepMetrics:
     phase_seconds: dict[str, float]  # wait, reference, update, sync
     generated_tokens: int  # sampled during this step
     memory_bytes: dict[str, int] = field(default_factory=dict)  # held at the end of "<phase>/<role>", by turns only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Something broke and was made good. A line of faults.jsonl."""
+
+    kind: str  # what broke: rollout, engine, reward, policy, reference, buffer, or data
+    what: str  # a sentence
+    seconds: float  # from its being noticed to its being made good

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from functools import cached_property
 from itertools import chain
 from typing import Any, cast
 
@@ -12,7 +11,8 @@ from ray import ObjectRef
 from ray.actor import ActorProxy
 from torch import Tensor
 
-from ring_ray.actors.names import Named
+from ring_ray.actors.calls import end_actor
+from ring_ray.actors.worker import Worker
 from ring_ray.buffer import BufferState
 from ring_ray.checkpoint.rollouts import read_rollouts, write_rollouts
 from ring_ray.checkpoint.store import CheckpointError, FileRecord
@@ -21,7 +21,7 @@ from ring_ray.roles import BufferStateRef, PolicyStateRef, RolloutRef
 from ring_ray.types import Rollout
 
 
-class ArchiveWorker(Named):
+class ArchiveWorker(Worker):
     """Writes what a rank of the policy has, on that rank's node."""
 
     def __init__(self, rank: int) -> None:
@@ -49,41 +49,45 @@ class ArchivePool:
 
     def __init__(self, spawn: Callable[[], list[ActorProxy[ArchiveWorker]]]) -> None:
         self._spawn = spawn
-
-    @cached_property
-    def _workers(self) -> list[ActorProxy[ArchiveWorker]]:
-        return self._spawn()
+        self._workers: list[ActorProxy[ArchiveWorker]] = []
 
     async def write(
         self, checkpoint: str, policy: PolicyStateRef, buffer: BufferStateRef, unfinished: Many[RolloutRef]
     ) -> tuple[FileRecord, ...]:
         shares = cast("list[ObjectRef[dict[str, Tensor]]]", policy)
         rollouts = cast("list[ObjectRef[Rollout]]", unfinished)
-        calls = [
-            worker.write_share.remote(checkpoint, share) for worker, share in zip(self._workers, shares, strict=True)
-        ]
-        last = self._workers[-1]
+        workers = self._started()
+        calls = [worker.write_share.remote(checkpoint, share) for worker, share in zip(workers, shares, strict=True)]
+        last = workers[-1]
         calls.append(last.write_rollouts.remote(checkpoint, cast("ObjectRef[BufferState]", buffer), *rollouts))
         # Until all have ended, so that nobody writes any more where something failed.
         ended = await asyncio.gather(*calls, return_exceptions=True)
         for error in ended:
             if isinstance(error, ray.exceptions.RayError):
-                raise _told(error, f"{checkpoint}: can't be written") from error
+                raise self._told(error, f"{checkpoint}: can't be written") from error
             if isinstance(error, BaseException):
                 raise error
         return tuple(chain.from_iterable(cast("list[list[FileRecord]]", ended)))
 
     async def read(self, checkpoint: str, unfinished: Many[int]) -> tuple[BufferStateRef, dict[int, RolloutRef]]:
-        call: Any = self._workers[-1].read_rollouts
+        call: Any = self._started()[-1].read_rollouts
         found = call.options(num_returns=1 + len(unfinished)).remote(checkpoint, len(unfinished))
         buffer, *rollouts = found if unfinished else [found]
         try:
             await buffer
         except ray.exceptions.RayError as error:
-            raise _told(error, f"{checkpoint}: can't be read") from error
+            raise self._told(error, f"{checkpoint}: can't be read") from error
         return BufferStateRef(buffer), dict(zip(unfinished, map(RolloutRef, rollouts), strict=True))
 
+    def _started(self) -> list[ActorProxy[ArchiveWorker]]:
+        self._workers = self._workers or self._spawn()
+        return self._workers
 
-def _told(error: ray.exceptions.RayError, what: str) -> Exception:
-    """The worker's own error, or that there was none: it died, or what it was given is lost."""
-    return error if isinstance(error, CheckpointError) else CheckpointError(f"{what}: {error}")
+    def _told(self, error: ray.exceptions.RayError, what: str) -> Exception:
+        """The worker's own error, or that there was none: it died, or what it was given is lost."""
+        if isinstance(error, CheckpointError):
+            return error
+        for worker in self._workers:
+            end_actor(worker)
+        self._workers = []  # the next checkpoint has others
+        return CheckpointError(f"{what}: {error}")

@@ -1,20 +1,23 @@
 """The rollout buffer as an actor: batches leave it by reference, only their numbers pass through the controller."""
 
-from typing import cast
+from collections.abc import Awaitable
+from typing import TypeVar, cast
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorProxy
 
-from ring_ray.actors.calls import two_refs
-from ring_ray.actors.names import Named
+from ring_ray.actors.calls import WorkerLostError, two_refs
+from ring_ray.actors.fleet import Fleet
+from ring_ray.actors.worker import Worker
 from ring_ray.buffer import BufferState, RolloutBuffer
 from ring_ray.config import AlgoConfig
-from ring_ray.roles import BatchRef, BufferStateRef, BufferStatus, RolloutRef
+from ring_ray.roles import BatchRef, BufferStateRef, BufferStatus, RollBackError, RolloutRef
 from ring_ray.types import BatchSummary, Ledger, Reward, Rollout, TokenBatch
 
+T = TypeVar("T")
 
-class BufferWorker(Named):
+
+class BufferWorker(Worker):
     def __init__(self, algo: AlgoConfig, seed: int) -> None:
         self._algo, self._seed = algo, seed
         self._buffer = RolloutBuffer(algo, seed)
@@ -64,27 +67,42 @@ class BufferWorker(Named):
 class BufferHandle:
     """`BufferRole` over the actor."""
 
-    def __init__(self, worker: ActorProxy[BufferWorker]) -> None:
-        self._worker = worker
+    def __init__(self, fleet: Fleet[BufferWorker]) -> None:
+        """Of one."""
+        self._fleet = fleet
 
     async def add(self, rollout: RolloutRef) -> BufferStatus:
-        return await self._worker.add.remote(cast("ObjectRef[Rollout]", rollout))
+        try:
+            return await self._ask(self._fleet[0].add.remote(cast("ObjectRef[Rollout]", rollout)), "take a rollout")
+        except ray.exceptions.ObjectLostError as error:
+            raise self._fleet.recovery.rollout_lost() from error
 
     async def score(self, prompt_index: int, rewards: tuple[Reward, ...]) -> BufferStatus:
-        return await self._worker.score.remote(prompt_index, rewards)
+        return await self._ask(self._fleet[0].score.remote(prompt_index, rewards), "take rewards")
+
+    async def waiting(self, prompt_index: int) -> RolloutRef:
+        return RolloutRef(self._fleet[0].waiting.remote(prompt_index))
 
     async def take(self) -> tuple[BatchRef, BatchSummary, BufferStatus]:
-        batch, answer = two_refs(self._worker.take.remote())
-        summary, status = await answer
+        batch, answer = two_refs(self._fleet[0].take.remote())
+        summary, status = await self._ask(answer, "give a batch")
         return BatchRef(batch), summary, status
 
     async def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
-        return await self._worker.advance.remote(version)
+        return await self._ask(self._fleet[0].advance.remote(version), "say where every token is")
 
     async def snapshot(self) -> BufferStateRef:
         """Does not wait for the worker, which answers calls in their order."""
-        return BufferStateRef(self._worker.snapshot.remote())
+        return BufferStateRef(self._fleet[0].snapshot.remote())
 
     async def restore(self, state: BufferStateRef) -> tuple[BufferStatus, dict[int, RolloutRef]]:
-        status, waiting = await self._worker.restore.remote(cast("ObjectRef[BufferState]", state))
-        return status, {index: RolloutRef(self._worker.waiting.remote(index)) for index in waiting}
+        worker = self._fleet[0]
+        status, waiting = await self._ask(worker.restore.remote(cast("ObjectRef[BufferState]", state)), "restore")
+        return status, {index: RolloutRef(worker.waiting.remote(index)) for index in waiting}
+
+    async def _ask(self, call: Awaitable[T], doing: str) -> T:
+        worker = self._fleet[0]
+        try:
+            return await self._fleet.ask(0, call, doing, self._fleet.recovery.config.answer_seconds)
+        except WorkerLostError as lost:
+            raise RollBackError(await self._fleet.replace({0: worker}, lost), kind="buffer") from lost

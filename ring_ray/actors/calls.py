@@ -1,14 +1,17 @@
-"""Remote calls: what Ray's types do not say of them, and which worker gets the next."""
+"""Remote calls: what Ray's types do not say of them, and what their errors mean."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Generic, TypeVar, cast
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, cast
 
+import ray
 from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 First = TypeVar("First")
 Second = TypeVar("Second")
-Worker = TypeVar("Worker")
 
 
 def two_refs(call: ObjectRef[tuple[First, Second]]) -> tuple[ObjectRef[First], ObjectRef[Second]]:
@@ -16,19 +19,28 @@ def two_refs(call: ObjectRef[tuple[First, Second]]) -> tuple[ObjectRef[First], O
     return cast("tuple[ObjectRef[First], ObjectRef[Second]]", call)
 
 
-class LeastLoaded(Generic[Worker]):
-    """Workers that share calls: each goes to the one with the fewest in progress."""
+def end_actor(actor: object) -> None:
+    """Kill an actor, if it lives."""
+    ray.kill(cast("ActorHandle[Any]", actor))
 
-    def __init__(self, workers: list[Worker]) -> None:
-        self._workers = workers
-        self._calls = [0] * len(workers)  # in progress
 
-    @contextmanager
-    def worker(self) -> Iterator[Worker]:
-        """The worker for a call that lasts as long as the context."""
-        index = self._calls.index(min(self._calls))
-        self._calls[index] += 1
-        try:
-            yield self._workers[index]
-        finally:
-            self._calls[index] -= 1
+class WorkerLostError(RuntimeError):
+    """A worker will not answer; the message says who, what it was asked for, and whether it died or is silent."""
+
+    def __init__(self, message: str, *, silent: bool) -> None:
+        super().__init__(message)
+        self.silent = silent
+
+
+@asynccontextmanager
+async def expecting(who: str, doing: str, seconds: float | None = None) -> AsyncIterator[None]:
+    """Around a call: raises `WorkerLostError` where the worker ``who`` dies, or is silent for ``seconds``."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except RayActorError as error:
+        raise WorkerLostError(f"{who} died, asked to {doing}", silent=False) from error
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise WorkerLostError(f"{who} has not answered for {seconds:g} s, asked to {doing}", silent=True) from error

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -16,6 +17,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ring_ray.actors.archive import ArchivePool, ArchiveWorker
 from ring_ray.actors.buffer import BufferHandle, BufferWorker
+from ring_ray.actors.calls import end_actor
+from ring_ray.actors.fleet import FaultLog, Fleet, Recovery
 from ring_ray.actors.job import end_on_sigterm, submitted_variables
 from ring_ray.actors.placement import Plan, placed, plan
 from ring_ray.actors.policy import PolicyGang, PolicyWorker
@@ -27,9 +30,10 @@ from ring_ray.roles import Roles
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+Member = TypeVar("Member")
 
 CLOSE_SECONDS = 20
+VERDICT_CALLS = 2  # that have the time limit of one verdict: reading the expected answer, and comparing
 # One thread an actor that has no cores of its own: on shared cores, two such processes outrun one of two.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "ERROR"}
 # Before their numbers, for the Ray dashboard; the namespace is the run's own, so that two runs don't collide.
@@ -86,15 +90,16 @@ def start_ray(variables: Mapping[str, str]) -> None:
 
 @asynccontextmanager
 async def spawned(
-    config: RunConfig, model_path: str, rollout_worker: type[RolloutWorker] = RolloutWorker
+    config: RunConfig, model_path: str, log: FaultLog, rollout_worker: type[RolloutWorker] = RolloutWorker
 ) -> AsyncIterator[Roles]:
     """All actors of a run, placed; engines are closed and actors ended on the way out, whatever happened.
 
-    ``rollout_worker`` is for experiments that change how responses are sampled.
+    ``log`` is told of workers that were lost and replaced. ``rollout_worker`` is for experiments that change how
+    responses are sampled.
     """
     layout = plan(config.cluster, with_reference=config.algo.kl_coefficient > 0)
     async with placed(layout, config.cluster.placement_timeout_seconds) as group:
-        crew = Crew(config, model_path, layout, group, rollout_worker)
+        crew = Crew(config, model_path, layout, group, log, rollout_worker)
         try:
             await crew.roles.rollout.resume()  # nothing to resume: it answers once the engines are up
             yield crew.roles
@@ -111,52 +116,81 @@ class Crew:
         model_path: str,
         layout: Plan,
         group: PlacementGroup,
+        log: FaultLog,
         rollout_worker: type[RolloutWorker],
     ) -> None:
         cluster, device = config.cluster, config.cluster.device
         self._group, self._cluster = group, cluster
-        self._places = layout.places | {"archive": layout.places["policy"]}
-        self._actors: list[Any] = []
-        (buffer,) = self._spawn(BufferWorker, "buffer", lambda _: (config.algo, config.seed))
-        rollout = self._spawn(rollout_worker, "rollout", lambda rank: (model_path, config, device, config.seed + rank))
-        policy = self._spawn(PolicyWorker, "policy", lambda rank: (config, device, rank))
-        reward = self._spawn(RewardWorker, "reward", lambda _: (model_path, config))
-        reference = self._spawn(ReferenceWorker, "reference", lambda rank: (config, device, rank))
+        self._places = layout.places
+        self._recovery = Recovery(config.recovery, log, Path(config.run_dir))
+        self._fleets: list[Fleet[Any]] = []
+        self._archivists: list[ActorProxy[ArchiveWorker]] = []
+        buffer = self._fleet(BufferWorker, "buffer", lambda _: (config.algo, config.seed))
+        rollout = self._fleet(rollout_worker, "rollout", lambda rank: (model_path, config, device, config.seed + rank))
+        policy = self._fleet(PolicyWorker, "policy", lambda rank: (config, device, rank))
+        reward = self._fleet(RewardWorker, "reward", lambda _: (model_path, config))
+        reference = self._fleet(ReferenceWorker, "reference", lambda rank: (config, device, rank))
         self._rollout = RolloutPool(rollout, config.transport)
+        verdicts = config.algo.group_size * config.reward.timeout_seconds * VERDICT_CALLS
         self.roles = Roles(
             policy=PolicyGang(policy),
             rollout=self._rollout,
-            reward=RewardPool(reward, samples=config.tracking.sampled_rollouts, seed=config.seed),
+            reward=RewardPool(
+                reward,
+                call_seconds=verdicts + config.recovery.answer_seconds,
+                samples=config.tracking.sampled_rollouts,
+                seed=config.seed,
+            ),
             buffer=BufferHandle(buffer),
-            archive=ArchivePool(lambda: self._spawn(ArchiveWorker, "archive", lambda rank: (rank,))),
-            reference=ReferencePool(reference) if reference else None,
+            archive=ArchivePool(self._spawn_archivists),
+            reference=ReferencePool(reference) if "reference" in self._places else None,
         )
 
-    def _spawn(self, worker: type[T], role: str, arguments: Callable[[int], tuple[object, ...]]) -> list[ActorProxy[T]]:
+    def _fleet(self, worker: type[Member], role: str, arguments: Callable[[int], tuple[object, ...]]) -> Fleet[Member]:
         """The workers of a role, none where it has no place."""
-        resources: RoleResources = getattr(self._cluster, role, NO_RESOURCES)
+        bundles = self._places.get(role, ())
+        names = [f"{NAMES.get(role, role)} {rank}" for rank in range(len(bundles))]
+
+        def spawn(rank: int, name: str) -> ActorProxy[Member]:
+            return self._spawn(worker, name, bundles[rank], getattr(self._cluster, role), arguments(rank))
+
+        fleet = Fleet(names, spawn, self._recovery)
+        self._fleets.append(fleet)
+        return fleet
+
+    def _spawn(
+        self,
+        worker: type[Member],
+        name: str | None,
+        bundle: int,
+        resources: RoleResources,
+        arguments: tuple[object, ...],
+    ) -> ActorProxy[Member]:
         options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
         if resources.cpus >= 2:
             options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(int(resources.cpus))}}
-        if role == "rollout":
+        if issubclass(worker, RolloutWorker):
             options["max_concurrency"] = MAX_CALLS
-        actors: list[ActorProxy[T]] = []
-        for index, bundle in enumerate(self._places.get(role, ())):
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=bundle
-            )
-            name = f"{NAMES.get(role, role)} {index}"
-            actors.append(ray.remote(worker).options(name=name, **options).remote(*arguments(index)))
-            self._actors.append(actors[-1])  # at once, so that none is left behind if the next can't be made
-        return actors
+        place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+        return ray.remote(worker).options(name=name, scheduling_strategy=place, **options).remote(*arguments)
+
+    def _spawn_archivists(self) -> list[ActorProxy[ArchiveWorker]]:
+        """One beside each rank of the policy."""
+        self._archivists = [
+            self._spawn(ArchiveWorker, None, bundle, NO_RESOURCES, (rank,))
+            for rank, bundle in enumerate(self._places["policy"])
+        ]
+        return self._archivists
 
     async def end(self) -> None:
         """Close the engines, whose processes would outlive a killed actor, then end every actor."""
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._rollout.close()
-        except (ray.exceptions.RayError, TimeoutError) as error:  # an actor that is gone has nothing to close
+        except (ray.exceptions.RayError, TimeoutError) as error:
             logger.warning("a rollout worker did not close its engine: %s", error)
         finally:
-            for actor in self._actors:
-                ray.kill(actor)
+            for fleet in self._fleets:
+                fleet.end()
+            for archivist in self._archivists:
+                end_actor(archivist)

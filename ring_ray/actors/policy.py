@@ -1,29 +1,31 @@
 """The policy: a gang of ranks that act as one."""
 
-import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import ray
 from ray import ObjectRef
 from ray.actor import ActorProxy
 from torch import Tensor
 
-from ring_ray.actors.calls import two_refs
+from ring_ray.actors.calls import WorkerLostError, two_refs
+from ring_ray.actors.fleet import Fleet
 from ring_ray.actors.memory import held_bytes
-from ring_ray.actors.names import Named
+from ring_ray.actors.worker import Worker
 from ring_ray.checkpoint.store import CheckpointError, read_manifest
 from ring_ray.checkpoint.tensors import POLICY, read_tensors
 from ring_ray.config import AlgoConfig, Device, RunConfig, TrainConfig
 from ring_ray.engines.deepspeed import DeepSpeedEngine
 from ring_ray.engines.weights import Parcel, Transport, checksum, make_transport, parcels
-from ring_ray.roles import BatchRef, LogprobsRef, ParcelRef, PolicyStateRef
+from ring_ray.roles import BatchRef, LogprobsRef, ParcelRef, PolicyStateRef, RollBackError
 from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics
 
+T = TypeVar("T")
 
-class PolicyWorker(Named):
+
+class PolicyWorker(Worker):
     """One rank."""
 
     def __init__(self, config: RunConfig, device: Device, rank: int) -> None:
@@ -41,7 +43,7 @@ class PolicyWorker(Named):
         return make_transport(
             config.transport,
             address=ray.util.get_node_ip_address(),
-            receivers=config.cluster.rollout.workers * config.rollout.tensor_parallel,
+            processes=config.rollout.tensor_parallel,
             directory=Path(config.sync.directory or config.run_dir) / "weights",
         )
 
@@ -80,8 +82,10 @@ class PolicyWorker(Named):
         return self._started.update(batch, reference)
 
     @ray.method
-    def start_parcels(self) -> None:
+    def start_parcels(self, receivers: Sequence[str]) -> None:
         config, weights = self._config, self._started.weights()
+        if self._transport is not None:
+            self._transport.open(receivers)
         self._parcels = parcels(weights, self._transport, config.transport, config.sync.bucket_mib << 20)
 
     @ray.method(num_returns=2)
@@ -122,46 +126,74 @@ class PolicyWorker(Named):
 
 
 class PolicyGang:
-    """`PolicyRole` over R ranks: every call goes to all of them, rank 0 answers."""
+    """`PolicyRole` over R ranks: every call goes to all of them, rank 0 answers.
 
-    def __init__(self, workers: list[ActorProxy[PolicyWorker]]) -> None:
-        self._workers = workers
+    They stand and fall together: where one is lost, the others wait for it in a collective, and all are started anew.
+    """
+
+    def __init__(self, fleet: Fleet[PolicyWorker]) -> None:
+        self._fleet = fleet
 
     async def start(self, model_path: str, train: TrainConfig, algo: AlgoConfig) -> None:
-        meeting = await self._workers[0].rendezvous.remote()
-        await asyncio.gather(*(worker.start.remote(meeting, model_path, train, algo) for worker in self._workers))
+        meeting = (await self._all(lambda worker: worker.rendezvous.remote(), "find a port"))[0]
+        await self._all(lambda worker: worker.start.remote(meeting, model_path, train, algo), "load the model")
 
     async def update(self, batch: BatchRef, reference: LogprobsRef | None) -> UpdateMetrics:
         segments = cast("TokenBatch | ObjectRef[TokenBatch]", batch)
         logprobs = cast("ObjectRef[tuple[FloatArray, ...] | None] | None", reference)
-        metrics = await asyncio.gather(*(worker.update.remote(segments, logprobs) for worker in self._workers))
-        return metrics[0]
+        return (await self._all(lambda worker: worker.update.remote(segments, logprobs), "take a step"))[0]
 
-    async def parcels(self) -> AsyncIterator[ParcelRef]:
-        await asyncio.gather(*(worker.start_parcels.remote() for worker in self._workers))
+    async def parcels(self, receivers: Sequence[str]) -> AsyncIterator[ParcelRef]:
+        await self._all(lambda worker: worker.start_parcels.remote(receivers), "gather the weights")
         while True:
-            calls = [two_refs(worker.next_parcel.remote()) for worker in self._workers]
-            if not all(await asyncio.gather(*(more for _, more in calls))):
+            calls = [two_refs(worker.next_parcel.remote()) for worker in self._fleet]
+            more = await self._answers([more for _, more in calls], "send weights")
+            if not all(more):
                 return
             yield ParcelRef([parcel for parcel, _ in calls])
 
     async def checksums(self) -> dict[str, str]:
-        return (await asyncio.gather(*(worker.checksums.remote() for worker in self._workers)))[0]
+        return (await self._all(lambda worker: worker.checksums.remote(), "add up the weights"))[0]
 
     async def offload(self) -> None:
-        await asyncio.gather(*(worker.offload.remote() for worker in self._workers))
+        await self._all(lambda worker: worker.offload.remote(), "give the devices' memory back")
 
     async def memory(self) -> int:
-        return sum(await asyncio.gather(*(worker.memory.remote() for worker in self._workers)))
+        return sum(await self._all(lambda worker: worker.memory.remote(), "measure its memory"))
 
     async def save(self, path: str) -> None:
-        await asyncio.gather(*(worker.save.remote(path) for worker in self._workers))
+        await self._all(lambda worker: worker.save.remote(path), "save the model")
 
     async def snapshot(self) -> PolicyStateRef:
-        """Waits until all ranks have taken theirs. Raises what one raised: the others then wait for it for ever."""
-        calls = [two_refs(worker.snapshot.remote()) for worker in self._workers]
-        await asyncio.gather(*(taken for _, taken in calls))
+        """Waits until all ranks have taken theirs."""
+        calls = [two_refs(worker.snapshot.remote()) for worker in self._fleet]
+        await self._answers([taken for _, taken in calls], "copy its state")
         return PolicyStateRef([share for share, _ in calls])
 
     async def restore(self, checkpoint: str) -> None:
-        await asyncio.gather(*(worker.restore.remote(checkpoint) for worker in self._workers))
+        await self._all(lambda worker: worker.restore.remote(checkpoint), "read a checkpoint")
+
+    async def check(self) -> None:
+        if death := await self._fleet.death():
+            raise await self._lost(list(self._fleet), death) from death
+
+    async def _all(self, call: Callable[[ActorProxy[PolicyWorker]], ObjectRef[T]], doing: str) -> list[T]:
+        return await self._answers([call(worker) for worker in self._fleet], doing)
+
+    async def _answers(self, calls: list[ObjectRef[T]], doing: str) -> list[T]:
+        members, seconds = list(self._fleet), self._fleet.recovery.config.work_seconds
+        try:
+            return await self._fleet.ask_all(calls, doing, seconds)
+        except WorkerLostError as error:
+            raise await self._lost(members, error) from error
+        except ray.exceptions.RayError as error:
+            # The first to fail may have done so because another rank has died.
+            lost = await self._fleet.death()
+            if lost is None and isinstance(error, ray.exceptions.ObjectLostError):
+                lost = WorkerLostError("a batch is lost with the node that held it", silent=False)
+            if lost is None:
+                raise
+            raise await self._lost(members, lost) from error
+
+    async def _lost(self, members: list[ActorProxy[PolicyWorker]], why: WorkerLostError) -> RollBackError:
+        return RollBackError(await self._fleet.replace(dict(enumerate(members)), why), kind="policy")

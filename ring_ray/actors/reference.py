@@ -1,22 +1,25 @@
 """The reference policy: frozen, spawned only where the KL coefficient is above 0."""
 
-import asyncio
-from typing import cast
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, cast
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorProxy
 
-from ring_ray.actors.calls import two_refs
+from ring_ray.actors.calls import WorkerLostError, two_refs
+from ring_ray.actors.fleet import Fleet
 from ring_ray.actors.memory import held_bytes
-from ring_ray.actors.names import Named
+from ring_ray.actors.worker import Worker
 from ring_ray.config import Device, RunConfig
 from ring_ray.engines.hf import ReferenceModel
 from ring_ray.roles import BatchRef, LogprobsRef
-from ring_ray.types import FloatArray, TokenBatch
+from ring_ray.types import Fault, FloatArray, TokenBatch
+
+T = TypeVar("T")
 
 
-class ReferenceWorker(Named):
+class ReferenceWorker(Worker):
     """One of several that share each batch."""
 
     def __init__(self, config: RunConfig, device: Device, rank: int) -> None:
@@ -62,20 +65,47 @@ class ReferenceWorker(Named):
 
 
 class ReferencePool:
-    """`ReferenceRole` over workers that share each batch."""
+    """`ReferenceRole` over workers that share each batch. Where one is lost, all are started anew."""
 
-    def __init__(self, workers: list[ActorProxy[ReferenceWorker]]) -> None:
-        self._workers = workers
+    def __init__(self, fleet: Fleet[ReferenceWorker]) -> None:
+        self._fleet = fleet
+        self._seconds = fleet.recovery.config.work_seconds
+        self._model_path: str | None = None
 
     async def start(self, model_path: str) -> None:
-        await asyncio.gather(*(worker.start.remote(model_path) for worker in self._workers))
+        self._model_path = model_path
+        await self._persist(self._load)
 
     async def logprobs(self, batch: BatchRef) -> LogprobsRef:
         segments = cast("ObjectRef[TokenBatch]", batch)
-        shares = [worker.logprobs.remote(segments) for worker in self._workers]
-        merged, done = two_refs(self._workers[0].merge.remote(*shares))
-        await done
-        return LogprobsRef(merged)
+
+        async def score() -> LogprobsRef:
+            shares = [worker.logprobs.remote(segments) for worker in self._fleet]
+            await self._fleet.ask_all(shares, "score a batch", self._seconds)
+            merged, done = two_refs(self._fleet[0].merge.remote(*shares))
+            await self._fleet.ask(0, done, "merge what all have found", self._seconds)
+            return LogprobsRef(merged)
+
+        return await self._persist(score)
 
     async def memory(self) -> int:
-        return sum(await asyncio.gather(*(worker.memory.remote() for worker in self._workers)))
+        calls = (worker.memory.remote() for worker in self._fleet)
+        return sum(await self._fleet.ask_all(calls, "measure its memory", self._seconds))
+
+    async def _load(self) -> None:
+        if self._model_path is not None:
+            calls = (worker.start.remote(self._model_path) for worker in self._fleet)
+            await self._fleet.ask_all(calls, "load the model", self._seconds)
+
+    async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What ``work`` returns, as often begun as it takes."""
+        for _ in range(self._fleet.recovery.config.limit):
+            members = dict(enumerate(self._fleet))
+            try:
+                return await work()
+            except WorkerLostError as error:
+                start, lost = time.perf_counter(), error
+            what = await self._fleet.replace(members, lost)
+            await self._persist(self._load)
+            self._fleet.recovery.log.fault(Fault(kind="reference", what=what, seconds=time.perf_counter() - start))
+        raise lost

@@ -2,25 +2,26 @@
 
 import asyncio
 import random
+import time
 from typing import Generic, TypeVar, cast
 
 import numpy as np
 import ray
 from ray import ObjectRef
-from ray.actor import ActorProxy
 
-from ring_ray.actors.calls import LeastLoaded, two_refs
-from ring_ray.actors.names import Named
+from ring_ray.actors.calls import WorkerLostError, two_refs
+from ring_ray.actors.fleet import Fleet
+from ring_ray.actors.worker import Worker
 from ring_ray.config import RunConfig
 from ring_ray.data.tokenizer import load_tokenizer
 from ring_ray.rewards.registry import Verifiers
 from ring_ray.roles import RolloutRef
-from ring_ray.types import Reward, Rollout, RolloutSample
+from ring_ray.types import Fault, Reward, Rollout, RolloutSample, Verdict
 
 Item = TypeVar("Item")
 
 
-class RewardWorker(Named):
+class RewardWorker(Worker):
     """Scores one rollout at a time, in its process's main thread, where verifiers may use signals as time limits."""
 
     def __init__(self, model_path: str, config: RunConfig) -> None:
@@ -38,6 +39,11 @@ class RewardWorker(Named):
         rewards = tuple(verifier.verify(rollout.prompt, text) for text in texts)
         response = int(np.random.default_rng((self._seed, rollout.prompt.index)).integers(len(texts)))
         return rollout_sample(rollout, response, texts[response], rewards[response]), rewards
+
+    @ray.method
+    def give_up(self, rollout: Rollout, reason: str) -> tuple[Reward, ...]:
+        """The rewards of a rollout that nobody can score."""
+        return (Reward(score=0.0, verdict=Verdict.FAILED, reason=reason),) * len(rollout.sequences)
 
 
 def rollout_sample(rollout: Rollout, response: int, text: str, reward: Reward) -> RolloutSample:
@@ -77,20 +83,58 @@ class Reservoir(Generic[Item]):
 
 
 class RewardPool:
-    """`RewardRole` over a pool of workers; each rollout goes to the least loaded one."""
+    """`RewardRole` over a pool of workers; each takes one rollout at a time, so that its time limit is its own.
 
-    def __init__(self, workers: list[ActorProxy[RewardWorker]], *, samples: int, seed: int) -> None:
-        """``samples`` is how many responses `samples` returns at most, each to another prompt; ``seed`` decides."""
-        self._least_loaded = LeastLoaded(workers)
+    A worker that dies or is silent is replaced, and the rollout goes to another once more.
+    """
+
+    TRIES = 2
+
+    def __init__(self, fleet: Fleet[RewardWorker], *, call_seconds: float, samples: int, seed: int) -> None:
+        """``samples`` is how many responses `samples` returns at most, each to another prompt; ``seed`` decides.
+
+        After ``call_seconds`` a worker that has not scored its rollout is taken for silent.
+        """
+        self._fleet, self._call_seconds = fleet, call_seconds
+        self._idle = asyncio.Queue[int]()
+        for rank in range(len(fleet)):
+            self._idle.put_nowait(rank)
         self._kept = Reservoir[ObjectRef[RolloutSample]](samples, seed)  # the texts stay in Ray's store until asked for
 
     async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
-        with self._least_loaded.worker() as worker:
-            sample, answer = two_refs(worker.score.remote(cast("ObjectRef[Rollout]", rollout)))
-            rewards = await answer
-        self._kept.offer(sample)
-        return rewards
+        group = cast("ObjectRef[Rollout]", rollout)
+        reasons = list[str]()
+        while True:
+            rank = await self._idle.get()
+            worker = self._fleet[rank]
+            try:
+                if len(reasons) == self.TRIES:
+                    return await self._fleet.ask(rank, worker.give_up.remote(group, reasons[-1]), "give up a rollout")
+                sample, answer = two_refs(worker.score.remote(group))
+                rewards = await self._fleet.ask(rank, answer, "score a rollout", self._call_seconds)
+                self._kept.offer(sample)
+                return rewards
+            except WorkerLostError as error:
+                reasons.append(await self._replace(rank, error))
+            except ray.exceptions.ObjectLostError as error:
+                raise self._fleet.recovery.rollout_lost() from error
+            finally:
+                self._idle.put_nowait(rank)
 
     async def samples(self) -> tuple[RolloutSample, ...]:
         """Waits for no worker: what is kept was scored before."""
         return tuple(await asyncio.gather(*self._kept.take()))
+
+    async def _replace(self, rank: int, error: WorkerLostError) -> str:
+        """Returns why, once the worker's successor has started."""
+        start = time.perf_counter()
+        for _ in range(self._fleet.recovery.config.limit):
+            what = await self._fleet.replace({rank: self._fleet[rank]}, error)
+            try:
+                await self._fleet.ask(rank, self._fleet[rank].whereabouts.remote(), "start")
+            except WorkerLostError as again:
+                error = again
+                continue
+            self._fleet.recovery.log.fault(Fault(kind="reward", what=what, seconds=time.perf_counter() - start))
+            return what
+        raise error

@@ -1,32 +1,40 @@
-"""Rollout workers: each holds one engine; the pool routes every rollout to the least loaded one."""
+"""Rollout workers: each holds one engine; the pool routes every rollout to the least loaded one that is up."""
 
 import asyncio
-from typing import cast
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorProxy
 
-from ring_ray.actors.calls import LeastLoaded, two_refs
+from ring_ray.actors.calls import WorkerLostError, two_refs
+from ring_ray.actors.fleet import Fleet
 from ring_ray.actors.memory import held_bytes
-from ring_ray.actors.names import Named
+from ring_ray.actors.worker import Worker
 from ring_ray.config import Device, RunConfig
 from ring_ray.engines.base import RolloutEngine
+from ring_ray.engines.vllm_worker import exit_with
 from ring_ray.engines.weights import Parcel
 from ring_ray.roles import ParcelRef, RolloutRef
-from ring_ray.types import Prompt, Rollout, RolloutStatus, Sequence
+from ring_ray.types import Fault, Prompt, Rollout, RolloutStatus, Sequence
+
+T = TypeVar("T")
+
+PINGS = 4  # in the time in which an engine must have answered one
 
 
-class RolloutWorker(Named):
-    """One engine in one Ray actor."""
+class RolloutWorker(Worker):
+    """One engine in one Ray actor, which ends when its engine's processes do: there is one way to be lost."""
 
     def __init__(self, model_path: str, config: RunConfig, device: Device, seed: int) -> None:
         from ring_ray.engines.vllm import VllmEngine  # here, so that the driver never imports vLLM
 
         self._device = device
         self._seed = config.seed if config.rollout.deterministic else None
-        self._engine: RolloutEngine = VllmEngine(
+        engine = VllmEngine(
             model_path,
             config.model,
             config.rollout,
@@ -35,6 +43,9 @@ class RolloutWorker(Named):
             replay_routing=config.algo.replay_routing,
             sleeps=config.cluster.take_turns,
         )
+        for process in engine.processes:
+            exit_with(process)
+        self._engine: RolloutEngine = engine
 
     async def extend(self, prompt: Prompt, response: int, sequence: Sequence) -> Sequence:
         """Continue response number ``response`` to a prompt."""
@@ -83,40 +94,192 @@ class RolloutWorker(Named):
         return held_bytes(self._device)
 
     @ray.method
+    async def ping(self) -> None:
+        await self._engine.ping()
+
+    @ray.method
     async def close(self) -> None:
         await self._engine.close()
 
 
+class Outage(NamedTuple):
+    """Of a worker that was lost, from then until another in its place is up."""
+
+    what: str
+    start: float  # on the clock of time.perf_counter
+
+
 class RolloutPool:
-    """`RolloutRole` over M workers."""
+    """`RolloutRole` over M workers. One that is lost is started anew, and is up again once it has the others' weights.
 
-    def __init__(self, workers: list[ActorProxy[RolloutWorker]], transport: str) -> None:
-        self._workers = workers
+    Meanwhile the others go on; what it was working on returns as it was.
+    """
+
+    def __init__(self, fleet: Fleet[RolloutWorker], transport: str) -> None:
+        self._fleet = fleet
         self._from_own_rank = transport == "ipc"
-        self._least_loaded = LeastLoaded(workers)
+        self._calls = [0] * len(fleet)  # in progress, by rank
+        self._up = set(range(len(fleet)))
+        self._back = dict[int, Outage]()  # started anew, without weights
+        self._receivers = sorted(self._up)  # of the update that goes on
+        self._losses = 0  # since the last update of all
+        self._interrupted, self._asleep = False, False
+        self._changed = asyncio.Condition()
+        self._failure: Exception | None = None
+        self._background: set[asyncio.Task[None]] = set()
 
-    async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
-        with self._least_loaded.worker() as worker:
+    async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus] | None:
+        await self._until(lambda: self._up or self._interrupted)
+        if self._interrupted:
+            return None
+        rank = min(self._up, key=lambda rank: self._calls[rank])
+        worker = self._fleet[rank]
+        self._calls[rank] += 1
+        try:
             grown, status = two_refs(worker.generate.remote(cast("Rollout | ObjectRef[Rollout]", rollout)))
-            return RolloutRef(grown), await status
+            return RolloutRef(grown), await self._fleet.ask(rank, status, "generate")
+        except WorkerLostError as error:
+            self._lose(rank, worker, error)
+            return None
+        except ray.exceptions.ObjectLostError as error:
+            raise self._fleet.recovery.rollout_lost() from error
+        finally:
+            self._calls[rank] -= 1
 
     async def interrupt(self, *, sleep: bool = False) -> None:
-        await asyncio.gather(*(worker.interrupt.remote(sleep) for worker in self._workers))
+        self._interrupted, self._asleep = True, sleep
+        await self._notify()
+        self._receivers = sorted(self._up)
+        await self._ask(self._receivers, lambda worker, _: worker.interrupt.remote(sleep), "interrupt")
 
-    async def receive(self, parcel: ParcelRef) -> None:
+    def begin_update(self, *, newcomers: bool) -> tuple[str, ...]:
+        self._receivers = sorted(self._back if newcomers else self._up | self._back.keys())
+        self._losses = self._losses if newcomers else 0
+        return tuple(map(self._fleet.label, self._receivers))
+
+    async def receive(self, parcel: ParcelRef) -> bool:
         """Engine i takes what rank i sends, over shared memory; else all take what rank 0 sends."""
-        by_rank = cast("list[ObjectRef[Parcel]]", parcel)
-        own = [by_rank[index if self._from_own_rank else 0] for index in range(len(self._workers))]
-        await asyncio.gather(*(worker.receive.remote(sent) for worker, sent in zip(self._workers, own, strict=True)))
+        sent = cast("list[ObjectRef[Parcel]]", parcel)
+        receivers = self._receivers
+        answers = await self._ask(
+            receivers,
+            lambda worker, rank: worker.receive.remote(sent[rank if self._from_own_rank else 0]),
+            "receive weights",
+        )
+        return len(answers) == len(receivers)
 
     async def resume(self, version: int | None = None) -> None:
-        await asyncio.gather(*(worker.resume.remote(version) for worker in self._workers))
+        resumed = await self._ask(self._receivers, lambda worker, _: worker.resume.remote(version), "resume", None)
+        self._interrupted, self._asleep = False, False
+        for rank in resumed:
+            self._up.add(rank)
+            if outage := self._back.pop(rank, None):
+                seconds = time.perf_counter() - outage.start
+                self._fleet.recovery.log.fault(Fault(kind="rollout", what=outage.what, seconds=seconds))
+        await self._notify()
+        if not self._background:
+            self._start(self._watch())
+
+    async def returned(self) -> None:
+        await self._until(lambda: self._back)
 
     async def checksums(self) -> list[dict[str, str]]:
-        return await asyncio.gather(*(worker.checksums.remote() for worker in self._workers))
+        answers = await self._ask(
+            self._receivers, lambda worker, _: worker.checksums.remote(), "add up its weights", None
+        )
+        return list(answers.values())
 
     async def memory(self) -> int:
-        return sum(await asyncio.gather(*(worker.memory.remote() for worker in self._workers)))
+        return sum((await self._ask(self._up, lambda worker, _: worker.memory.remote(), "measure its memory")).values())
 
     async def close(self) -> None:
-        await asyncio.gather(*(worker.close.remote() for worker in self._workers))
+        """Also ends the workers, which do not outlive their engines."""
+        for task in self._background:
+            task.cancel()
+        closed = await asyncio.gather(*(worker.close.remote() for worker in self._fleet), return_exceptions=True)
+        for error in closed:
+            if isinstance(error, BaseException) and not isinstance(error, ray.exceptions.RayActorError):
+                raise error
+
+    async def _ask(
+        self,
+        ranks: Iterable[int],
+        call: "Callable[[ActorProxy[RolloutWorker], int], ObjectRef[T]]",
+        doing: str,
+        seconds: float | None = 0,
+    ) -> dict[int, T]:
+        """The answers of those that are not lost, by rank; ``seconds`` is the limit, 0 for the usual one."""
+        seconds = self._fleet.recovery.config.answer_seconds if seconds == 0 else seconds
+        workers = {rank: self._fleet[rank] for rank in ranks}
+        answers = await asyncio.gather(
+            *(self._fleet.ask(rank, call(worker, rank), doing, seconds) for rank, worker in workers.items()),
+            return_exceptions=True,
+        )
+        found: dict[int, T] = {}
+        for (rank, worker), answer in zip(workers.items(), answers, strict=True):
+            if isinstance(answer, WorkerLostError):
+                self._lose(rank, worker, answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                found[rank] = answer
+        return found
+
+    def _lose(self, rank: int, worker: ActorProxy[RolloutWorker], error: WorkerLostError) -> None:
+        """Have another come in the place of ``worker``, unless that was noticed before."""
+        known = rank not in self._up and rank not in self._back
+        if known or self._fleet[rank] is not worker:
+            return
+        self._up.discard(rank)
+        self._back.pop(rank, None)
+        self._losses += 1
+        self._start(self._bring_back(rank, worker, error))
+
+    async def _bring_back(self, rank: int, worker: ActorProxy[RolloutWorker], error: WorkerLostError) -> None:
+        start, log = time.perf_counter(), self._fleet.recovery.log
+        limit = self._fleet.recovery.config.limit * len(self._fleet)
+        while self._losses <= limit:
+            what = await self._fleet.replace({rank: worker}, error)
+            log.stage(f"{what}; another is started in its place")
+            worker = self._fleet[rank]
+            try:
+                await self._fleet.ask(rank, worker.resume.remote(None), "start")
+                if self._asleep:
+                    await self._fleet.ask(rank, worker.interrupt.remote(True), "sleep")
+            except WorkerLostError as again:
+                error = again
+                self._losses += 1
+                continue
+            self._back[rank] = Outage(what, start)
+            break
+        else:
+            self._failure = RuntimeError(f"{error}; rollout engines were lost {self._losses} times since the last step")
+        await self._notify()
+
+    async def _watch(self) -> None:
+        """Take engines that do not answer for lost."""
+        while True:
+            await asyncio.sleep(self._fleet.recovery.config.answer_seconds / PINGS)
+            await self._ask(self._up, lambda worker, _: worker.ping.remote(), "answer a ping")
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._failure = cast(Exception, error)
+            self._start(self._notify())
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _until(self, condition: Callable[[], object]) -> None:
+        """Raises what keeps a worker from coming back."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._failure or condition())
+        if self._failure:
+            raise self._failure

@@ -99,9 +99,9 @@ class CheckpointStore:
         """Of the complete checkpoints, in ascending order."""
         return [step for step in self._directories() if self._files.exists(f"{self._path(step)}/{MANIFEST}")]
 
-    def latest(self) -> str | None:
-        """The URL of the newest complete checkpoint."""
-        steps = self.steps()
+    def latest(self, before: int | None = None) -> str | None:
+        """The URL of the newest complete checkpoint, of a step up to ``before`` if that is given."""
+        steps = [step for step in self.steps() if before is None or step <= before]
         return self._url(steps[-1]) if steps else None
 
     def abandon(self, step: int) -> None:

@@ -8,6 +8,7 @@ from ring_ray.config.checkpoint import CheckpointConfig
 from ring_ray.config.cluster import ClusterConfig
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
 from ring_ray.config.keys import key
+from ring_ray.config.recovery import RecoveryConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -131,6 +132,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:

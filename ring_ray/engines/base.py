@@ -41,6 +41,9 @@ class RolloutEngine(Protocol):
     async def checksums(self) -> dict[str, str]:
         """Of every tensor, by its checkpoint name, as `weights.checksum` has it. For an engine that is interrupted."""
 
+    async def ping(self) -> None:
+        """Return when the engine's processes have answered."""
+
     async def close(self) -> None:
         """End the engine and its processes. Idempotent."""
 

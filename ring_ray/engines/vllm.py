@@ -147,6 +147,15 @@ class VllmEngine:
                 found |= (await self._call("weight_checksums", pickle.dumps(layout)))[0]  # all ranks have the same
             return found
 
+    async def ping(self) -> None:
+        await self._guard()
+        await self._call("pong")
+
+    @property
+    def processes(self) -> list[int]:
+        """Ids of the processes without which nothing here answers any more, or ever."""
+        return [process.pid for process in self._llm.engine_core.resources.engine_manager.processes]
+
     async def close(self) -> None:
         if self._closed:
             return

@@ -194,6 +194,9 @@ class WorkerExtension:
     def exit_with(self, pid: int) -> None:
         exit_with(pid)
 
+    def pong(self) -> None:
+        """An answer."""
+
     def receive_parcel(self, parcel: bytes, first: bool) -> None:
         """See `WeightReceiver.receive`; ``parcel`` is pickled, since vLLM takes arrays apart into lists."""
         from vllm.config import set_current_vllm_config

@@ -13,7 +13,7 @@ import mmap
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -58,6 +58,9 @@ class Parcel:
 
 class Transport(Protocol):
     """One of the ways. A rank of the policy sends; every process of every rollout engine receives."""
+
+    def open(self, receivers: Sequence[str]) -> None:
+        """Sender: forget what is left of an update that was given up; the next is for ``receivers``, by their names."""
 
     def send(self, bucket: Tensor, layout: Layout) -> Any:
         """Send the bytes [nbytes] of a bucket and return what the receivers need to get them.
@@ -130,6 +133,9 @@ def checksum(tensor: Tensor) -> str:
 class ObjectStore:
     """The parcel is the bucket: Ray's object store takes it to any node, and into each engine's process a copy."""
 
+    def open(self, receivers: Sequence[str]) -> None:
+        """There is nothing to forget."""
+
     def send(self, bucket: Tensor, layout: Layout) -> npt.NDArray[np.uint8]:
         return bucket.cpu().numpy()
 
@@ -148,6 +154,9 @@ class SharedMemory:
 
     def __init__(self) -> None:
         self._file: int | None = None
+
+    def open(self, receivers: Sequence[str]) -> None:
+        self.flush()
 
     def send(self, bucket: Tensor, layout: Layout) -> bytes | str:
         if bucket.is_cuda:
@@ -172,47 +181,15 @@ class SharedMemory:
             self._file = None
 
 
-class Broadcast:
-    """The parcel is empty; the bucket goes from the sender to all receivers at once, by NCCL or between CPUs by gloo.
+class BroadcastGroup:
+    """Processes that broadcast, joined at the first bucket; outside of the registry of torch.distributed."""
 
-    They meet at a port that the sender's host gives out at the first bucket.
-    """
-
-    def __init__(self, address: str, receivers: int) -> None:
-        """``address`` of this host; ``receivers`` are the processes of all engines."""
-        self._address, self._receivers = address, receivers
-        self._meeting: tuple[str, int, int] | None = None  # receiver: what the group was joined by
-        self._store: TCPStore | None = None
-        self._rank = 0
+    def __init__(self, store: TCPStore, rank: int, world_size: int) -> None:
+        self._store, self._rank, self._world_size = store, rank, world_size
         self._group: Any = None  # torch's stub of a process group lacks its collectives
-        # Joining and sending block until every receiver takes part, and none does before it has the parcel.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
-        self._sent: Future[None] | None = None
 
-    def send(self, bucket: Tensor, layout: Layout) -> tuple[str, int, int]:
-        if self._store is None:
-            self._store = listening_store(self._address)
-        if bucket.is_cuda:
-            torch.cuda.synchronize()  # the thread has a stream of its own
-        self._sent = self._thread.submit(self._broadcast, bucket)
-        return self._address, self._store.port, self._receivers
-
-    def receive(self, payload: tuple[str, int, int], layout: Layout, device: torch.device) -> NamedTensors:
-        bucket = torch.empty(layout[-1].stop, dtype=torch.uint8, device=device)
-        if payload != self._meeting:  # the first bucket, or the first of another sender
-            self._meeting, self._group = payload, None
-            address, port, self._receivers = payload
-            self._store = TCPStore(address, port, is_master=False, timeout=TIMEOUT)
-            self._rank = self._store.add("receivers", 1)
-        self._broadcast(bucket)
-        return unpack(bucket, layout)
-
-    def flush(self) -> None:
-        if self._sent is not None:
-            self._sent.result()
-            self._sent = None
-
-    def _broadcast(self, bucket: Tensor) -> None:
+    def broadcast(self, bucket: Tensor) -> None:
+        """From rank 0, into ``bucket`` of the others."""
         if self._group is None:
             self._group = self._join(bucket.device)
         options = BroadcastOptions()
@@ -222,15 +199,63 @@ class Broadcast:
             torch.cuda.synchronize()
 
     def _join(self, device: torch.device) -> Any:
-        """A group of its own, outside of torch.distributed's registry, which the engines have to themselves."""
-        assert self._store is not None  # made or joined before
-        store, world_size = PrefixStore("weights", self._store), 1 + self._receivers
+        store = PrefixStore("weights", self._store)
         if device.type == "cpu":
-            return ProcessGroupGloo(store, self._rank, world_size, TIMEOUT)
+            return ProcessGroupGloo(store, self._rank, self._world_size, TIMEOUT)
         from torch._C._distributed_c10d import ProcessGroupNCCL  # which a build for CPUs lacks
 
         nccl: Any = ProcessGroupNCCL  # torch's stub knows only one of its constructors
-        return nccl(store, self._rank, world_size, TIMEOUT)
+        return nccl(store, self._rank, self._world_size, TIMEOUT)
+
+
+class Broadcast:
+    """The parcel is empty; the bucket goes from the sender to all receivers at once, by NCCL or between CPUs by gloo.
+
+    They meet at a port that the sender's host gives out, and anew where the receivers are others.
+    """
+
+    def __init__(self, address: str, processes: int) -> None:
+        """``address`` of this host; each receiver has as many ``processes``."""
+        self._address, self._processes = address, processes
+        self._receivers: tuple[str, ...] = ()  # sender: those of the group
+        self._meeting: tuple[str, int, int] | None = None  # address, port and size of the group
+        self._group: BroadcastGroup | None = None
+        # Joining and sending block until every receiver takes part, and none does before it has the parcel.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="broadcast")
+        self._sent: Future[None] | None = None
+
+    def open(self, receivers: Sequence[str]) -> None:
+        if self._group is not None and self._receivers == tuple(receivers) and self._sent is None:
+            return
+        # It may wait for a receiver that is gone, until the group's time limit.
+        self._thread.shutdown(wait=False)
+        self._thread, self._sent = ThreadPoolExecutor(1, thread_name_prefix="broadcast"), None
+        store, world_size = listening_store(self._address), 1 + len(receivers) * self._processes
+        self._receivers, self._group = tuple(receivers), BroadcastGroup(store, 0, world_size)
+        self._meeting = self._address, store.port, world_size
+
+    def send(self, bucket: Tensor, layout: Layout) -> tuple[str, int, int]:
+        assert self._group is not None  # it is open
+        assert self._meeting is not None
+        if bucket.is_cuda:
+            torch.cuda.synchronize()  # the thread has a stream of its own
+        self._sent = self._thread.submit(self._group.broadcast, bucket)
+        return self._meeting
+
+    def receive(self, payload: tuple[str, int, int], layout: Layout, device: torch.device) -> NamedTensors:
+        bucket = torch.empty(layout[-1].stop, dtype=torch.uint8, device=device)
+        if self._group is None or payload != self._meeting:  # the first bucket, or the first of another group
+            self._meeting = payload
+            address, port, world_size = payload
+            store = TCPStore(address, port, is_master=False, timeout=TIMEOUT)
+            self._group = BroadcastGroup(store, store.add("receivers", 1), world_size)
+        self._group.broadcast(bucket)
+        return unpack(bucket, layout)
+
+    def flush(self) -> None:
+        if self._sent is not None:
+            self._sent.result()
+            self._sent = None
 
 
 class Disk:
@@ -239,6 +264,9 @@ class Disk:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._file: Path | None = None
+
+    def open(self, receivers: Sequence[str]) -> None:
+        self.flush()
 
     def send(self, bucket: Tensor, layout: Layout) -> str:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -251,7 +279,7 @@ class Disk:
 
     def flush(self) -> None:
         if self._file is not None:
-            self._file.unlink()
+            self._file.unlink(missing_ok=True)
             self._file = None
 
 
@@ -270,12 +298,12 @@ def listening_store(address: str, port: int = 0, world_size: int | None = None) 
     )
 
 
-def make_transport(name: str, *, address: str = "", receivers: int = 0, directory: Path = Path()) -> Transport:
+def make_transport(name: str, *, address: str = "", processes: int = 1, directory: Path = Path()) -> Transport:
     """By its name in `SyncConfig.transport`; a receiver needs no more than that."""
     makers: dict[str, Callable[[], Transport]] = {
         "object_store": ObjectStore,
         "ipc": SharedMemory,
-        "broadcast": lambda: Broadcast(address, receivers),
+        "broadcast": lambda: Broadcast(address, processes),
         "disk": lambda: Disk(directory),
     }
     return makers[name]()

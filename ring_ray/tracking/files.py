@@ -15,13 +15,24 @@ Row: TypeAlias = Mapping[str, object]
 class JsonlFile:
     """One JSON object a line; a number that is not finite becomes null. A killed run leaves whole lines."""
 
-    def __init__(self, path: Path, steps: int = 0) -> None:
-        """Keeps the rows of the first ``steps`` steps, which are then `kept`, and replaces what else is there."""
-        self.kept = [row for row in _rows(path) if row["step"] <= steps] if steps else []
-        temporary = path.with_name(f"{path.name}.tmp")
+    def __init__(self, path: Path, steps: int | None = 0) -> None:
+        """Keeps the rows of the first ``steps`` steps, or for None all, and replaces what else is there."""
+        self._path = path
+        self.kept: list[dict[str, Any]] = []
+        self._open(steps)
+
+    def rewind(self, steps: int) -> None:
+        """Remove the rows of later steps."""
+        self._file.close()
+        self._open(steps)
+
+    def _open(self, steps: int | None) -> None:
+        rows = _rows(self._path) if steps is None or steps > 0 else []
+        self.kept = [row for row in rows if steps is None or row["step"] <= steps]
+        temporary = self._path.with_name(f"{self._path.name}.tmp")
         temporary.write_text("".join(map(_line, self.kept)), encoding="utf-8")
-        temporary.replace(path)  # atomic: a run that is killed here loses no row
-        self._file = path.open("a", encoding="utf-8")
+        temporary.replace(self._path)  # atomic: a run that is killed here loses no row
+        self._file = self._path.open("a", encoding="utf-8")
 
     def append(self, row: Row) -> None:
         finite = {

@@ -40,6 +40,10 @@ class TerminalSink:
             self._last_names, self._last_note = set(values), time.monotonic()
             self.say("  ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
+    def rewind(self, steps: int) -> None:
+        """The next step is the one after ``steps``."""
+        self._progress.update(self._task, completed=steps)
+
     def _step_line(self, values: Values) -> str:
         task = self._progress.tasks[self._task]
         eta = "-" if task.time_remaining is None else timedelta(seconds=int(task.time_remaining))

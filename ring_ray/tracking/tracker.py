@@ -4,6 +4,7 @@ import json
 import math
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from ring_ray.tracking.files import JsonlFile, rollout_row
 from ring_ray.tracking.host import HostMeter
 from ring_ray.tracking.terminal import TerminalSink
 from ring_ray.tracking.wandb import WandbSink, wandb_mode
-from ring_ray.types import RolloutSample, StepMetrics
+from ring_ray.types import Fault, RolloutSample, StepMetrics
 
 
 class Sink(Protocol):
@@ -49,6 +50,8 @@ class Tracker(AbstractContextManager["Tracker"]):
         (self._directory / "summary.json").unlink(missing_ok=True)  # of an earlier run
         self._metrics = JsonlFile(self._directory / "metrics.jsonl", steps)
         self._rollouts = JsonlFile(self._directory / "rollouts.jsonl", steps)
+        self._faults = JsonlFile(self._directory / "faults.jsonl", None if steps else 0)
+        self._new_faults = Counter[str]()  # by kind, since the last step
         self._steps: list[Values] = [
             {name: math.nan if value is None else value for name, value in row.items()} for row in self._metrics.kept
         ]
@@ -76,7 +79,9 @@ class Tracker(AbstractContextManager["Tracker"]):
 
     def log(self, metrics: StepMetrics) -> None:
         """Record one optimizer step."""
-        values = flatten(metrics) | self._host.read()
+        faults = {f"fault/{kind}": count for kind, count in self._new_faults.items()}
+        self._new_faults.clear()
+        values = flatten(metrics) | self._host.read() | faults
         self._steps.append(values)
         self._metrics.append(values)
         self.note(values)
@@ -88,6 +93,22 @@ class Tracker(AbstractContextManager["Tracker"]):
             self._rollouts.append(row)
         if self._wandb and rows:
             self._wandb.rollouts(step, rows)
+
+    def fault(self, fault: Fault) -> None:
+        """Record that something broke and was made good."""
+        self._new_faults[fault.kind] += 1
+        self._faults.append({"step": self.steps, **asdict(fault)})
+        self.stage(f"recovered in {fault.seconds:.1f} s: {fault.what}")
+
+    def rewind(self, steps: int) -> None:
+        """The run goes back to where it was after ``steps`` optimizer steps: forget the later ones.
+
+        In W&B they stay, and come once more.
+        """
+        del self._steps[steps:]
+        self._metrics.rewind(steps)
+        self._rollouts.rewind(steps)
+        self._terminal.rewind(steps)
 
     def artifacts(self, directories: Iterable[Path]) -> None:
         """Upload what a finished run leaves, models and checkpoints, where ``tracking.artifacts`` says so."""
@@ -123,7 +144,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         with ExitStack() as stack:
             for sink in self._sinks:
                 stack.callback(sink.close, failed=failed)
-            for file in (self._metrics, self._rollouts):
+            for file in (self._metrics, self._rollouts, self._faults):
                 stack.callback(file.close)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:

@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from transformers import AutoConfig, GenerationConfig
 
 from ring_ray.actors.cluster import ray_session, spawned
 from ring_ray.actors.rollout import RolloutWorker
+from ring_ray.checkpoint.store import CheckpointStore
 from ring_ray.config import (
     AlgoConfig,
+    CheckpointConfig,
     ClusterConfig,
     Device,
     EvaluationConfig,
@@ -44,7 +47,8 @@ from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.engines.vllm import VllmEngine
 from ring_ray.rewards.registry import FACTORIES
 from ring_ray.stages import Stages
-from ring_ray.types import Prompt, Sequence, StepMetrics
+from ring_ray.types import Prompt, RolloutSample, Sequence, StepMetrics
+from tests.integration.fleets import Faults
 
 GROUP_SIZE, GROUPS, WARM_UP = 8, 8, 2
 SHORTEST, SCALE, SHAPE = 8, 24, 1.2  # of the lengths: 8 + Lomax
@@ -84,22 +88,32 @@ class LongTailWorker(RolloutWorker):
         return self._busy_seconds
 
 
-class Steps:
+class Steps(Faults):
     """A tracker that keeps the steps, and how long the engine's slots had been in use after each."""
 
+    wandb_id = "none"
+
     def __init__(self) -> None:
-        self.steps: list[StepMetrics] = []
+        super().__init__()
+        self.rows: list[StepMetrics] = []
         self.busy_seconds: list[float] = []
 
-    def log(self, metrics: StepMetrics) -> None:
-        self.steps.append(metrics)
-        self.busy_seconds.append(ray.get(ray.get_actor("rollout-0").busy_seconds.remote()))
+    @property
+    def steps(self) -> int:
+        return len(self.rows)
 
-    def stage(self, text: str) -> None:
-        """Nothing to show."""
+    def log(self, metrics: StepMetrics) -> None:
+        self.rows.append(metrics)
+        self.busy_seconds.append(ray.get(ray.get_actor("rollout engine 0").busy_seconds.remote()))
+
+    def rollouts(self, step: int, samples: Many[RolloutSample]) -> None:
+        """Nothing to keep."""
 
     def note(self, values: Mapping[str, float]) -> None:
         """Nothing to keep."""
+
+    def rewind(self, steps: int) -> None:
+        raise AssertionError("nothing was to break")
 
 
 @dataclass(frozen=True)
@@ -142,22 +156,24 @@ def measure(case: Case, model_path: str, prompts: PromptSource, args: argparse.N
         rollout=RolloutConfig(max_response_tokens=args.longest, max_sequences=args.slots),
         train=TrainConfig(steps=WARM_UP + args.steps, learning_rate=1e-6),
         evaluation=EvaluationConfig(prompts=1),
+        checkpoint=CheckpointConfig(every=0),
         cluster=replace(case.cluster, policy=RoleResources(cpus=0.5), rollout=RoleResources(cpus=0.5)),
     )
     log = Steps()
 
     async def go() -> None:
-        async with spawned(config, model_path, LongTailWorker) as roles:
-            stages = Stages(config, roles=roles, prompts=prompts, course=None, tracker=log)
+        store = CheckpointStore(f"{config.run_dir}/checkpoints", config.checkpoint)
+        async with spawned(config, model_path, log, LongTailWorker) as roles:
+            stages = Stages(config, roles=roles, prompts=prompts, course=None, tracker=log, store=store)
             await stages.run(model_path, Path(config.run_dir))
 
     with ray_session(config.cluster):
         asyncio.run(go())
-    timed = log.steps[WARM_UP:]
+    timed = log.rows[WARM_UP:]
     seconds = sum(step.step_seconds for step in timed)
     busy = log.busy_seconds[-1] - log.busy_seconds[WARM_UP - 1]
-    generated = timed[-1].ledger.generated - log.steps[WARM_UP - 1].ledger.generated
-    evicted = timed[-1].ledger.evicted - log.steps[WARM_UP - 1].ledger.evicted
+    generated = timed[-1].ledger.generated - log.rows[WARM_UP - 1].ledger.generated
+    evicted = timed[-1].ledger.evicted - log.rows[WARM_UP - 1].ledger.evicted
     return Result(
         step_seconds=statistics.median(step.step_seconds for step in timed),
         phase_seconds={

@@ -22,6 +22,7 @@ from ring_ray.actors.rollout import RolloutPool, RolloutWorker
 from ring_ray.config import RolloutConfig, RunConfig, SyncConfig
 from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.sync import WeightSync
+from tests.integration.fleets import make_fleet
 
 TRANSPORTS = ("object_store", "ipc", "broadcast", "disk")
 LAYERS = {128: 2, 512: 8, 1024: 12, 2048: 16}
@@ -46,24 +47,24 @@ def copy_seconds(nbytes: int, rounds: int) -> float:
 
 async def transfer_seconds(config: RunConfig, model_path: str, rounds: int) -> dict[str, float]:
     """Median of a whole transfer, for each transport."""
-    policy = ray.remote(AnyTransportPolicy).options(num_cpus=1).remote(config, "cpu", 0)
-    rollout = ray.remote(RolloutWorker).options(num_cpus=1, max_concurrency=100).remote(model_path, config, "cpu", 0)
-    gang, pool = PolicyGang([policy]), RolloutPool([rollout], "object_store")
+    policy = make_fleet(AnyTransportPolicy, "policy rank", config, "cpu", 0)
+    rollout = make_fleet(RolloutWorker, "rollout engine", model_path, config, "cpu", 0, max_concurrency=100)
+    gang, pool = PolicyGang(policy), RolloutPool(rollout, "object_store")
     sync = WeightSync(gang, pool, verify=False, take_turns=False)
     seconds: dict[str, list[float]] = {name: [] for name in TRANSPORTS}
     try:
         await gang.start(model_path, config.train, config.algo)
         for version in range(rounds + 1):
             for name in TRANSPORTS:
-                await policy.use.remote(name)
+                await policy[0].use.remote(name)
                 await sync.rest()
                 started = time.perf_counter()
                 await sync.transfer(version)
                 seconds[name].append(time.perf_counter() - started)
     finally:
         await pool.close()
-        for actor in (policy, rollout):
-            ray.kill(actor)
+        for fleet in (policy, rollout):
+            fleet.end()
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first warms up
 
 

@@ -48,7 +48,9 @@ def assert_sampled_by(policy: Policy, other: Policy, sequences: list[Sequence]) 
 def send(path: str, name: str, device: str, connection: Connection) -> None:
     """In a process of its own: a policy's weights from its GPU."""
     weights = {key: tensor.to(device, torch.bfloat16) for key, tensor in load_file(path).items()}
-    for parcel in parcels(weights.items(), make_transport(name, address="127.0.0.1", receivers=1), name, SMALL_BUCKET):
+    transport = make_transport(name, address="127.0.0.1")
+    transport.open(["engine"])
+    for parcel in parcels(weights.items(), transport, name, SMALL_BUCKET):
         connection.send(parcel)
         connection.recv()
     connection.send(None)

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Iterator
+from itertools import count
 from typing import cast
 
 import pytest
 import ray
 from ray import ObjectRef
-from ray.actor import ActorProxy
 
 from ring_ray.actors.buffer import BufferHandle, BufferWorker
 from ring_ray.actors.cluster import ray_session
@@ -17,7 +17,10 @@ from ring_ray.config import AlgoConfig, ClusterConfig
 from ring_ray.roles import BatchRef, BufferStateRef, RolloutRef
 from ring_ray.types import Rollout, TokenBatch
 from tests.conftest import Run
+from tests.integration.fleets import make_fleet
 from tests.unit.rollouts import rewards, rollout_of
+
+NUMBERS = count()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,8 +30,8 @@ def cluster() -> Iterator[None]:
 
 
 def make_buffer() -> BufferHandle:
-    worker = ray.remote(num_cpus=0)(BufferWorker).remote(AlgoConfig(token_budget=4, group_size=2), 0)
-    return BufferHandle(cast("ActorProxy[BufferWorker]", worker))
+    number = next(NUMBERS)  # Ray gives no name twice
+    return BufferHandle(make_fleet(BufferWorker, f"buffer {number}", AlgoConfig(token_budget=4, group_size=2), 0))
 
 
 def opened(ref: BatchRef) -> TokenBatch:

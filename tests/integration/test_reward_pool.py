@@ -14,13 +14,15 @@ from ring_ray.data.tokenizer import Tokenizer, load_tokenizer
 from ring_ray.roles import RolloutRef
 from ring_ray.types import Rollout, Verdict
 from tests.conftest import Run
+from tests.integration.fleets import make_fleet
 from tests.unit.rollouts import rollout, sequence
 
 
 @pytest.fixture(scope="module")
 def pool(tiny: str) -> Iterator[RewardPool]:
     with ray_session(ClusterConfig()):
-        yield RewardPool([ray.remote(RewardWorker).remote(tiny, RunConfig()) for _ in range(2)], samples=3, seed=0)
+        fleet = make_fleet(RewardWorker, "reward worker", tiny, RunConfig(), size=2)
+        yield RewardPool(fleet, call_seconds=60, samples=3, seed=0)
 
 
 def answered(tokenizer: Tokenizer, index: int, *texts: str) -> RolloutRef:

@@ -68,7 +68,8 @@ def test_weights_arrive_bit_by_bit_in_small_buckets(
     engine: VllmEngine, policies: tuple[Policy, Policy], run: Run, ranks: int, tmp_path: Path, name: str
 ) -> None:
     """Twice over the same transport, from one policy to the other and back."""
-    transport = make_transport(name, address="127.0.0.1", receivers=ranks, directory=tmp_path / "weights")
+    transport = make_transport(name, address="127.0.0.1", processes=ranks, directory=tmp_path / "weights")
+    transport.open(["engine"])
     for policy in reversed(policies):
         sent = run(send(engine, policy.weights.items(), transport, name))
         sizes = [(parcel.layout[-1].stop, len(parcel.layout)) for parcel in sent]

@@ -70,7 +70,7 @@ class FakeRollout:
         self.asleep = False
         self._received: list[ParcelRef] = []
 
-    async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus]:
+    async def generate(self, rollout: RolloutRef) -> tuple[RolloutRef, RolloutStatus] | None:
         assert isinstance(rollout, Rollout)
         before = sum(map(len, rollout.sequences))
         self._running += 1
@@ -124,9 +124,16 @@ class FakeRollout:
         async with self._idle:
             await self._idle.wait_for(lambda: self._running == 0)
 
-    async def receive(self, parcel: ParcelRef) -> None:
+    def begin_update(self, *, newcomers: bool) -> tuple[str, ...]:
+        return () if newcomers else ("rollout engine 0", "rollout engine 1")
+
+    async def receive(self, parcel: ParcelRef) -> bool:
         assert not self._open
         self._received.append(parcel)
+        return True
+
+    async def returned(self) -> None:
+        await asyncio.Event().wait()  # none is ever lost
 
     async def resume(self, version: int | None = None) -> None:
         assert self._received == (PARCELS if version is not None else [])
@@ -187,6 +194,9 @@ class LocalBuffer:
         assert isinstance(rollout, Rollout)
         self.buffer.add(rollout)
         return self._status()
+
+    async def waiting(self, prompt_index: int) -> RolloutRef:
+        return RolloutRef(self.buffer.waiting[prompt_index])
 
     async def score(self, prompt_index: int, rewards: tuple[Reward, ...]) -> BufferStatus:
         self.buffer.score(prompt_index, rewards)
@@ -252,7 +262,10 @@ class FakePolicy:
             await asyncio.sleep(0)
         return make_update()
 
-    async def parcels(self) -> AsyncIterator[ParcelRef]:
+    async def check(self) -> None:
+        return None
+
+    async def parcels(self, receivers: Many[str]) -> AsyncIterator[ParcelRef]:
         self.on_device = True
         for parcel in PARCELS:
             yield parcel

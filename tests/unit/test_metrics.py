@@ -11,6 +11,7 @@ from ring_ray.metrics import FAMILIES, METRICS, coefficient_of_variation, flatte
 from ring_ray.tracking import Tracker
 from ring_ray.tracking.host import HostMeter
 from ring_ray.tracking.reference import grafana_dashboard, metrics_page
+from ring_ray.types import Fault
 from tests.unit.test_tracking import distinct_metrics, read_jsonl, run_config
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,7 @@ def matches(name: str, pattern: str) -> bool:
 
 def test_a_step_logs_what_is_documented_and_nothing_else(tmp_path):
     with Tracker(run_config(tmp_path)) as tracker:
+        tracker.fault(Fault(kind="rollout", what="an engine died", seconds=2.0))
         tracker.log(distinct_metrics())
     (row,) = read_jsonl(tmp_path / "metrics.jsonl")
     documented = [metric.name for metric in (*METRICS, *FAMILIES)]

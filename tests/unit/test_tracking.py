@@ -201,7 +201,8 @@ def test_summary(tmp_path):
         "trained_tokens_max": 1010,
         "ledger_balanced": True,
     }
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "rollouts.jsonl", "summary.json"]
+    files = ["faults.jsonl", "metrics.jsonl", "rollouts.jsonl", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
 def test_summary_tells_of_one_step_whose_ledger_did_not_balance(tmp_path):

@@ -68,7 +68,7 @@ def test_every_tensor_is_in_one_bucket_and_no_bucket_is_too_large(
 @pytest.mark.parametrize("name", ["object_store", "ipc", "broadcast", "disk"])
 def test_two_receivers_get_the_same_bits_twice_over(name: str, bucket_bytes: int, tmp_path: Path) -> None:
     """Two receivers in threads, two syncs one after the other over the same transport."""
-    sender = make_transport(name, address="127.0.0.1", receivers=2, directory=tmp_path / "weights")
+    sender = make_transport(name, address="127.0.0.1", directory=tmp_path / "weights")
     inboxes: list[Queue[Parcel | None]] = [Queue(), Queue()]
     done: Queue[int] = Queue()
     received: list[dict[str, Tensor]] = [{}, {}]
@@ -83,6 +83,7 @@ def test_two_receivers_get_the_same_bits_twice_over(name: str, bucket_bytes: int
     threads = [threading.Thread(target=receive, args=(index,), daemon=True) for index in range(2)]
     for thread in threads:
         thread.start()
+    sender.open(["one", "other"])
     for weights in (WEIGHTS, {key: tensor.flip(0) for key, tensor in WEIGHTS.items()}):
         for parcel in parcels(weights.items(), sender, name, bucket_bytes):
             for inbox in inboxes:

@@ -1,0 +1,139 @@
+"""The workers of a role. Those that are lost are replaced by others in their places."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorProxy
+
+from ring_ray.actors.calls import WorkerLostError, end_actor, expecting
+from ring_ray.actors.processes import Whereabouts, autopsy, headline
+from ring_ray.config import RecoveryConfig
+from ring_ray.roles import RolloutLostError
+from ring_ray.types import Fault
+
+FIND_SECONDS = 10  # for a worker's node and pid, which it told when it started: without them there is no autopsy
+
+Member = TypeVar("Member")
+T = TypeVar("T")
+
+
+class FaultLog(Protocol):
+    def stage(self, text: str) -> None: ...
+
+    def fault(self, fault: Fault) -> None: ...
+
+
+class Recovery:
+    """What the fleets of a run share: their limits, whom they tell, and where the stacks of silent processes go."""
+
+    def __init__(self, config: RecoveryConfig, log: FaultLog, directory: Path) -> None:
+        self.config, self.log = config, log
+        self._directory = directory
+
+    def rollout_lost(self) -> RolloutLostError:
+        """To be raised, once it is told."""
+        error = RolloutLostError("the tokens of a rollout are lost with the node that held them")
+        self.log.fault(Fault(kind="data", what=str(error), seconds=0.0))
+        return error
+
+    def keep(self, stacks: str) -> Path:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._directory / f"stacks-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        path.write_text(stacks)
+        return path
+
+
+class Fleet(Generic[Member]):
+    """The workers of one role, by rank."""
+
+    def __init__(self, names: list[str], spawn: Callable[[int, str], ActorProxy[Member]], recovery: Recovery) -> None:
+        """``spawn`` makes the actor of a rank, with its `label`: Ray gives no name twice at a time."""
+        self.names, self.recovery = names, recovery
+        self._spawn = spawn
+        self._members: list[ActorProxy[Member]] = []
+        self._places: list[ObjectRef[Whereabouts]] = []
+        self._starts = [0] * len(names)
+        for rank in range(len(names)):
+            self._add(rank)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[ActorProxy[Member]]:
+        return iter(self._members)
+
+    def __getitem__(self, rank: int) -> ActorProxy[Member]:
+        return self._members[rank]
+
+    def label(self, rank: int) -> str:
+        """A worker's name, in which it differs from those before it in its place."""
+        starts = self._starts[rank]
+        return self.names[rank] if starts == 1 else f"{self.names[rank]}, start {starts}"
+
+    async def ask(self, rank: int, call: Awaitable[T], doing: str, seconds: float | None = None) -> T:
+        """What a worker answers. Raises `WorkerLostError`."""
+        async with expecting(self.names[rank], doing, seconds):
+            return await call
+
+    async def ask_all(self, calls: Iterable[Awaitable[T]], doing: str, seconds: float | None = None) -> list[T]:
+        """What all workers answer, by rank. Raises `WorkerLostError`, or the first error of one of them."""
+        return await asyncio.gather(*(self.ask(rank, call, doing, seconds) for rank, call in enumerate(calls)))
+
+    async def death(self) -> WorkerLostError | None:
+        """Of a worker, if one has died; one that is busy may be."""
+        asked = [
+            self.ask(rank, member, "say where it is", FIND_SECONDS)
+            for rank, member in enumerate(map(_whereabouts, self))
+        ]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        return next((error for error in found if isinstance(error, WorkerLostError) and not error.silent), None)
+
+    async def replace(self, lost: dict[int, ActorProxy[Member]], why: WorkerLostError) -> str:
+        """Start others in the places of ``lost``, by rank, as far as nobody has; returns what happened, for people.
+
+        If they are silent, what their processes were doing is kept, and those are ended first.
+        """
+        lost = {rank: member for rank, member in lost.items() if self._members[rank] is member}
+        places = {rank: self._places[rank] for rank in lost}
+        told = str(why)
+        for rank in lost:
+            self._add(rank)
+        if why.silent and lost:
+            told += await self._autopsies(places)
+        for member in lost.values():
+            end_actor(member)
+        return told
+
+    def end(self) -> None:
+        for member in self._members:
+            end_actor(member)
+
+    def _add(self, rank: int) -> None:
+        self._starts[rank] += 1
+        member = self._spawn(rank, self.label(rank))
+        # At once, so that `end` finds it if the next can't be made.
+        self._members[rank : rank + 1] = [member]
+        self._places[rank : rank + 1] = [_whereabouts(member)]
+
+    async def _autopsies(self, places: dict[int, ObjectRef[Whereabouts]]) -> str:
+        async def of(rank: int) -> str:
+            try:
+                async with asyncio.timeout(FIND_SECONDS):
+                    place = await places[rank]
+            except (TimeoutError, ray.exceptions.RayError):
+                return "never answered"
+            return await autopsy(place)
+
+        found = await asyncio.gather(*map(of, places))
+        stacks = "".join(f"# {self.names[rank]}\n{text}\n\n" for rank, text in zip(places, found, strict=True))
+        brief = ", ".join(f"{self.names[rank]} {headline(text)}" for rank, text in zip(places, found, strict=True))
+        return f": {brief}; stacks: {self.recovery.keep(stacks)}"
+
+
+def _whereabouts(member: Any) -> ObjectRef[Whereabouts]:
+    return cast("ObjectRef[Whereabouts]", member.whereabouts.remote())
