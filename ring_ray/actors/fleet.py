@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
-import ray
 from ray import ObjectRef
 from ray.actor import ActorProxy
 
@@ -16,7 +15,7 @@ from ring_ray.config import RecoveryConfig
 from ring_ray.roles import RolloutLostError
 from ring_ray.types import Fault
 
-FIND_SECONDS = 10  # for a worker's node and pid, which it told when it started: without them there is no autopsy
+DEATH_SECONDS = 10  # in which Ray knows that a process is gone
 
 Member = TypeVar("Member")
 T = TypeVar("T")
@@ -56,7 +55,7 @@ class Fleet(Generic[Member]):
         self.names, self.recovery = names, recovery
         self._spawn = spawn
         self._members: list[ActorProxy[Member]] = []
-        self._places: list[ObjectRef[Whereabouts]] = []
+        self._places: list[Whereabouts | None] = []  # None before it has started
         self._starts = [0] * len(names)
         for rank in range(len(names)):
             self._add(rank)
@@ -76,7 +75,9 @@ class Fleet(Generic[Member]):
         return self.names[rank] if starts == 1 else f"{self.names[rank]}, start {starts}"
 
     async def ask(self, rank: int, call: Awaitable[T], doing: str, seconds: float | None = None) -> T:
-        """What a worker answers. Raises `WorkerLostError`."""
+        """What a worker answers, within ``seconds`` if it has started. Raises `WorkerLostError`."""
+        if self._places[rank] is None:
+            await self._find(rank)
         async with expecting(self.names[rank], doing, seconds):
             return await call
 
@@ -87,7 +88,7 @@ class Fleet(Generic[Member]):
     async def death(self) -> WorkerLostError | None:
         """Of a worker, if one has died; one that is busy may be."""
         asked = [
-            self.ask(rank, member, "say where it is", FIND_SECONDS)
+            self.ask(rank, member, "say where it is", DEATH_SECONDS)
             for rank, member in enumerate(map(_whereabouts, self))
         ]
         found = await asyncio.gather(*asked, return_exceptions=True)
@@ -118,18 +119,20 @@ class Fleet(Generic[Member]):
         member = self._spawn(rank, self.label(rank))
         # At once, so that `end` finds it if the next can't be made.
         self._members[rank : rank + 1] = [member]
-        self._places[rank : rank + 1] = [_whereabouts(member)]
+        self._places[rank : rank + 1] = [None]
 
-    async def _autopsies(self, places: dict[int, ObjectRef[Whereabouts]]) -> str:
-        async def of(rank: int) -> str:
-            try:
-                async with asyncio.timeout(FIND_SECONDS):
-                    place = await places[rank]
-            except (TimeoutError, ray.exceptions.RayError):
-                return "never answered"
-            return await autopsy(place)
+    async def _find(self, rank: int) -> None:
+        member = self._members[rank]
+        async with expecting(self.names[rank], "start", self.recovery.config.work_seconds):
+            place = await _whereabouts(member)
+        if self._members[rank] is member:
+            self._places[rank] = place
 
-        found = await asyncio.gather(*map(of, places))
+    async def _autopsies(self, places: dict[int, Whereabouts | None]) -> str:
+        async def of(place: Whereabouts | None) -> str:
+            return await autopsy(place) if place else "is not started"
+
+        found = await asyncio.gather(*map(of, places.values()))
         stacks = "".join(f"# {self.names[rank]}\n{text}\n\n" for rank, text in zip(places, found, strict=True))
         brief = ", ".join(f"{self.names[rank]} {headline(text)}" for rank, text in zip(places, found, strict=True))
         return f": {brief}; stacks: {self.recovery.keep(stacks)}"

@@ -53,10 +53,10 @@ async def autopsy(place: Whereabouts) -> str:
 
 def headline(autopsy: str) -> str:
     """What the first process was doing, in a few words: "is stopped", "is in all_reduce (distributed_c10d.py:2806)"."""
-    frame = re.search(r"^Current thread .*\n  File \"(?:.*/)?(.*)\", line (\d+) in (.*)", autopsy, re.MULTILINE)
-    first = autopsy.split("\n", 1)[0]
-    if frame is None or frame.start() > autopsy.find("\n\n") > 0:
-        return "is" + first.partition(" is")[2] if " is " in first else first
+    first = autopsy.split("\nprocess ")[0]
+    frame = re.search(r"^Current thread .*\n  File \"(?:.*/)?(.*)\", line (\d+) in (.*)", first, re.MULTILINE)
+    if frame is None:
+        return first.split("\n")[0].partition(") ")[2] or first
     return f"is in {frame[3]} ({frame[1]}:{frame[2]})"
 
 
