@@ -2,7 +2,7 @@
 
 ::
 
-    add(rollout) ──► waiting ──score(rewards)──► queued ──take()──► trained
+    add(rollout) ──► waiting ──score(rewards)──► queued ──take()──► trained ──► dropped (advance: skipped step)
                         │                          │ ▲      │
                         ├──► dropped (verifier)    │ └──────┘ tail of the cut response, then the rest of its group
                         └──► filtered              ├──► evicted (advance)
@@ -13,6 +13,7 @@ Invariants, each asserted by tests/unit/test_buffer.py and test_buffer_model.py:
 - Budget: with ``selection: tokens`` a batch holds exactly Φ tokens (``cutoff: token``), or ends with the response that
   reaches Φ (``cutoff: response``); with ``selection: groups`` it holds exactly ``groups_per_step`` groups.
 - Once: no token is trained twice.
+- Skip: the tokens of a batch that `advance` is given are dropped, not trained, and do not come back.
 - Ledger: the tokens that were added are, each in exactly one place, waiting, queued, trained, filtered, evicted or
   dropped, after every call.
 - Order: the tail of the cut response comes first and then the rest of its group, so that a group is never interleaved
@@ -172,7 +173,7 @@ class RolloutBuffer:
         return self.queued_steps() >= 1
 
     def take(self) -> tuple[TokenBatch, BatchSummary]:
-        """Remove and return the tokens of one optimizer step; they count as trained from here on.
+        """Remove and return the tokens of one optimizer step; they count as trained, unless `advance` is told else.
 
         Raises:
             BufferNotReadyError: the buffer holds less than one batch.
@@ -195,8 +196,10 @@ class RolloutBuffer:
         self._window = Window()
         return batch, summarize(selection, self._last_window, version=self.version, carry=self._algo.carry)
 
-    def advance(self, version: int) -> None:
+    def advance(self, version: int, skipped: TokenBatch | None = None) -> None:
         """The policy is now at ``version``: evict the queued tokens that became too old.
+
+        ``skipped`` is the batch of a step that trained nothing: its tokens count as dropped.
 
         Raises:
             ValueError: ``version`` is lower than it was.
@@ -204,6 +207,8 @@ class RolloutBuffer:
         if version < self.version:
             raise ValueError(f"the policy version can't go back from {self.version} to {version}")
         self.version = version
+        if skipped is not None:
+            self._drop(skipped.segments, "trained")
         self._opened = self._evict(self._opened)
         evicted = ((index, self._evict(segments)) for index, segments in self._queue)
         self._queue = [(index, segments) for index, segments in evicted if segments]
@@ -267,9 +272,12 @@ class RolloutBuffer:
 
     def _drop_queued(self) -> None:
         for segments in (self._opened, *(segments for _, segments in self._queue)):
-            self._move(sum(map(len, segments)), "queued", "dropped")
-            self._window.lost_response_lengths.extend(len(segment.sequence) for segment in segments)
+            self._drop(segments, "queued")
         self._opened, self._queue = (), []
+
+    def _drop(self, segments: Segments, source: Place) -> None:
+        self._move(sum(map(len, segments)), source, "dropped")
+        self._window.lost_response_lengths.extend(len(segment.sequence) for segment in segments)
 
     def _move(self, tokens: int, source: Place, target: Place) -> None:
         self._tokens[source] -= tokens

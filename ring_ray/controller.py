@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 from ring_ray.config import RunConfig
+from ring_ray.health import Guard, SkippedSteps
 from ring_ray.roles import PolicyRole, ReferenceRole, RewardRole
 from ring_ray.stream import RolloutStream, StreamSnapshot
 from ring_ray.types import RolloutSample, StepMetrics
@@ -53,11 +54,13 @@ class Controller:
         self._config, self._meters = config, meters
         self._stream, self._policy, self._reference, self._reward = stream, policy, reference, reward
         self._checkpoints, self._tracker = checkpoints, tracker
+        self._skipped, self._guard = SkippedSteps(config, policy), Guard(config.guard)
 
     async def run(self, done: int = 0) -> None:
         """Train until ``train.steps`` optimizer steps, each followed by a weight sync to policy version ``step``.
 
-        ``done`` of them were taken before; the policy and the stream are as they were then.
+        ``done`` of them were taken before; the policy and the stream are as they were then. Raises `NonFiniteError` and
+        `CollapseError` where going on makes no sense.
         """
         await self._reward.samples()  # what evaluations left belongs to no step
         async with self._stream as stream:
@@ -72,8 +75,8 @@ class Controller:
                     reference = await self._reference.logprobs(batch) if self._reference else None
                 async with phases.phase("update"):
                     update = await self._policy.update(batch, reference)  # one optimizer step, loss scaled by 1/Φ
-                async with phases.phase("sync"):
-                    ledger = await stream.settle(version=step)  # every token accounted for
+                async with phases.phase("sync"):  # every token accounted for
+                    ledger = await stream.settle(version=step, skipped=batch if update.skipped else None)
                 if self._checkpoints.due(step):
                     async with phases.phase("checkpoint"):
                         await self._checkpoints.take(step, await stream.snapshot(), summary.reward_mean)
@@ -94,6 +97,8 @@ class Controller:
                 )
                 self._tracker.rollouts(step, await self._reward.samples())
                 self._checkpoints.write()  # now that all of the step is reported
+                await self._skipped.observe(step, update, batch, reference)
+                self._guard.observe(step, update, summary)
                 generated = ledger.generated
 
 

@@ -1,7 +1,10 @@
 """One run, from a config to its report: check the input, start Ray, go through the stages, write what came out."""
 
 import asyncio
+import fcntl
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +23,9 @@ from ring_ray.data.tokenizer import Tokenizer, load_tokenizer
 from ring_ray.engines.hf import check_context, check_policy
 from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.evaluation import Accuracy
+from ring_ray.health import CollapseError, NonFiniteError
 from ring_ray.metrics import AccuracyInterval
+from ring_ray.reinforcement import RecoveryError
 from ring_ray.report import write_report
 from ring_ray.resume import Resumed, checkpoint_to_resume
 from ring_ray.rewards.registry import FACTORIES
@@ -28,7 +33,16 @@ from ring_ray.stages import Course, Stages
 from ring_ray.stream import StarvedError, check_budget
 from ring_ray.tracking import Tracker
 
-USER_ERRORS = (CheckpointError, ConfigError, DataError, PlacementError, StarvedError)
+USER_ERRORS = (
+    CheckpointError,
+    CollapseError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    PlacementError,
+    RecoveryError,
+    StarvedError,
+)
 """Mistakes that the user can mend: their message says how, a stack trace would only hide it."""
 
 
@@ -41,6 +55,22 @@ def launch(config: RunConfig) -> float:
     run_dir = Path(config.run_dir)
     check_outlives_job(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    with claimed(run_dir):
+        return _run(config, run_dir)
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Have ``run_dir`` to ourselves until this process ends. Raises `ConfigError` where another run has it."""
+    with open(run_dir / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"hydra.run.dir={run_dir}: another run is under way there") from None
+        yield
+
+
+def _run(config: RunConfig, run_dir: Path) -> float:
     if config.sync.directory is not None:
         config.sync.directory = str(Path(config.sync.directory).absolute())  # actors work elsewhere
     fresh = config.model.path is None

@@ -35,7 +35,12 @@ class Family(NamedTuple):
 METRICS = (
     Metric("step", "steps", "optimizer steps so far, this one included", lambda m: m.step),
     Metric("c3po/token_budget", "tokens", "Φ, response tokens that a step is to train", lambda m: m.token_budget),
-    Metric("c3po/trained_tokens", "tokens", "response tokens trained in this step", lambda m: m.batch.trained_tokens),
+    Metric(
+        "c3po/trained_tokens",
+        "tokens",
+        "of this step's batch: trained, unless skipped",
+        lambda m: m.batch.trained_tokens,
+    ),
     Metric("c3po/carried_tokens", "tokens", "tail of the cut response, next in line", lambda m: m.batch.carried_tokens),
     Metric("c3po/segments", "segments", "spans of responses in the batch", lambda m: m.batch.segments),
     Metric("c3po/groups", "groups", "prompts whose responses are in the batch", lambda m: m.batch.groups),
@@ -56,7 +61,18 @@ METRICS = (
     Metric("ledger/trained", "tokens", "trained so far", lambda m: m.ledger.trained),
     Metric("ledger/filtered", "tokens", "left out so far: zero advantage", lambda m: m.ledger.filtered),
     Metric("ledger/evicted", "tokens", "left out so far: too stale", lambda m: m.ledger.evicted),
-    Metric("ledger/dropped", "tokens", "left out so far: not carried, or verifier failed", lambda m: m.ledger.dropped),
+    Metric(
+        "ledger/dropped",
+        "tokens",
+        "left out so far: not carried, verifier failed, or step skipped",
+        lambda m: m.ledger.dropped,
+    ),
+    Metric(
+        "policy/skipped",
+        "1",
+        "1 where loss or gradient was not finite and nothing was trained",
+        lambda m: int(m.update.skipped),
+    ),
     Metric("policy/loss", "1", "objective that the step minimized", lambda m: m.update.loss),
     Metric("policy/grad_norm", "1", "gradient norm before clipping", lambda m: m.update.grad_norm),
     Metric("policy/learning_rate", "1", "of this step", lambda m: m.update.learning_rate),
@@ -162,6 +178,7 @@ class RunSummary:
     trained_tokens_cv: float | None  # coefficient of variation over the steps; None where it is undefined
     grad_norm_cv: float | None
     ledger_balanced: bool  # at every step
+    skipped_steps: int  # whose loss or gradient was not finite
 
     @property
     def sentence(self) -> str:

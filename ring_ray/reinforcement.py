@@ -17,6 +17,10 @@ from ring_ray.sync import WeightSync
 from ring_ray.types import Fault
 
 
+class RecoveryError(RuntimeError):
+    """What a run has lost can't be made good, or was too often in a row."""
+
+
 class TrainingLog(StepLog, Protocol):
     @property
     def steps(self) -> int:
@@ -65,9 +69,11 @@ class Reinforcement:
                 if lost is None:
                     raise
                 reached = self._tracker.steps
-                furthest, times = max(furthest, reached), times + 1 if reached <= furthest else 1
+                # A collapse is one of the run itself: it is no progress to come further before it collapses again.
+                progress = reached > furthest and lost.error.kind != "collapse"
+                furthest, times = max(furthest, reached), 1 if progress else times + 1
                 if times > self._config.recovery.limit:
-                    raise RuntimeError(f"{lost.error}; {times} times in a row (recovery.limit)") from error
+                    raise RecoveryError(f"{lost.error}; recovery.limit={self._config.recovery.limit}") from error
                 resumed = self._go_back(lost.error)
 
     def _announce(self) -> None:
@@ -147,8 +153,10 @@ class Reinforcement:
         """To the newest checkpoint that will do; what was reported after it is forgotten."""
         resumed = checkpoint_to_go_back_to(self._store, lost.before)
         if resumed is None:
-            raise RuntimeError(
-                f"{lost}, and there is no checkpoint to go back to: checkpoint.every={self._config.checkpoint.every}"
+            since = "" if lost.before is None else f" of step {lost.before} or before"
+            every = self._config.checkpoint.every
+            raise RecoveryError(
+                f"{lost}; there is no checkpoint{since} to go back to: checkpoint.every={every}"
             ) from lost
         step = resumed.state.step
         self._tracker.stage(f"{lost}; going back to step {step}")

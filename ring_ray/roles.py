@@ -114,8 +114,11 @@ class BufferRole(Protocol):
 
     async def take(self) -> tuple[BatchRef, BatchSummary, BufferStatus]: ...
 
-    async def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
-        """The policy is now ``version``: evict what is too old, then say where every token is."""
+    async def advance(self, version: int, skipped: BatchRef | None = None) -> tuple[Ledger, BufferStatus]:
+        """The policy is now ``version``: evict what is too old, then say where every token is.
+
+        ``skipped`` is the batch of a step that trained nothing.
+        """
 
     async def snapshot(self) -> BufferStateRef:
         """The buffer as it is before any later call."""
@@ -142,6 +145,9 @@ class PolicyRole(Protocol):
         """Begin a stage: load the model with a fresh optimizer."""
 
     async def update(self, batch: BatchRef, reference: LogprobsRef | None) -> UpdateMetrics: ...
+
+    async def keep(self, batch: BatchRef, reference: LogprobsRef | None, path: str) -> None:
+        """Write what `update` was given to a file. Raises `CheckpointError` where it can't be written."""
 
     def parcels(self, receivers: Many[str]) -> AsyncIterator[ParcelRef]:
         """The weights, for engines by their names; ask for the next parcel when the last one was received."""

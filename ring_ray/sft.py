@@ -13,6 +13,7 @@ import numpy as np
 
 from ring_ray.config import AlgoConfig, SftConfig, TrainConfig
 from ring_ray.evaluation import Accuracy
+from ring_ray.health import SkippedSteps
 from ring_ray.roles import BatchRef, PolicyRole
 from ring_ray.types import IntArray, Prompt, Segment, Sequence, TokenBatch
 
@@ -56,6 +57,7 @@ async def cold_start(
     algo: AlgoConfig,
     demonstrations: Iterator[Demonstration],
     policy: PolicyRole,
+    skipped: SkippedSteps,
     probe: Callable[[], Awaitable[Accuracy]],
     note: Callable[[Mapping[str, float]], None],
 ) -> int | None:
@@ -66,8 +68,9 @@ async def cold_start(
     schedule = replace(train, learning_rate=sft.learning_rate, steps=sft.max_steps)
     await policy.start(model_path, schedule, likelihood_objective(algo))
     for step in range(1, sft.max_steps + 1):
-        batch = as_batch(list(islice(demonstrations, sft.batch_size)))
-        update = await policy.update(BatchRef(batch), None)
+        batch = BatchRef(as_batch(list(islice(demonstrations, sft.batch_size))))
+        update = await policy.update(batch, None)
+        await skipped.observe(step, update, batch, None)
         numbers = {"sft/step": step, "sft/loss": update.loss, "sft/entropy": update.entropy}
         if step >= sft.probe_after and step % sft.probe_every == 0:
             accuracy = await probe()

@@ -9,6 +9,7 @@ from typing import Protocol
 from ring_ray.checkpoint.store import CheckpointStore
 from ring_ray.config import RunConfig
 from ring_ray.evaluation import Accuracy, evaluate
+from ring_ray.health import SkippedSteps
 from ring_ray.reinforcement import Reinforcement, TrainingLog
 from ring_ray.resume import Resumed
 from ring_ray.roles import Roles
@@ -116,6 +117,7 @@ class Stages:
             algo=config.algo,
             demonstrations=course.demonstrations,
             policy=roles.policy,
+            skipped=SkippedSteps(config, roles.policy, "sft-step"),
             probe=probe,
             note=self._tracker.note,
         )

@@ -173,14 +173,15 @@ class RolloutStream:
         await self._sync.rest()
         await asyncio.gather(*self._turns)
 
-    async def settle(self, version: int) -> Ledger:
+    async def settle(self, version: int, skipped: BatchRef | None = None) -> Ledger:
         """Pause, tell the buffer that the policy is now ``version``, and account for every token.
 
+        ``skipped`` is the batch of a step that trained nothing.
         Raises `LedgerError` if a token is not exactly where the ledger says.
         """
         await self.pause()
         self._raise_failure()
-        buffered, status = await self._buffer.advance(version)
+        buffered, status = await self._buffer.advance(version, skipped)
         self._observe(status)
         self._scored = 0
         return self._account(buffered)

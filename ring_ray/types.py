@@ -186,7 +186,7 @@ class DomainReward:
 class BatchSummary:
     """A `TokenBatch` in numbers: what the controller sees of it. Lengths are response tokens."""
 
-    trained_tokens: int
+    trained_tokens: int  # of a step that is skipped, those that it was to train
     carried_tokens: int  # tail of the cut response: it comes first in the next step
     segments: int
     groups: int
@@ -213,7 +213,7 @@ class Ledger:
     trained: int = 0
     filtered: int = 0  # group with zero advantage, left out by option
     evicted: int = 0  # older than max_staleness policy versions
-    dropped: int = 0  # left over with ``carry: false``, or in a group whose verifier failed
+    dropped: int = 0  # left over with ``carry: false``, in a group whose verifier failed, or in a skipped step
 
     @property
     def accounted(self) -> int:
@@ -229,7 +229,7 @@ class UpdateMetrics:
     """What one optimizer step reports. Means are over the trained tokens of all ranks."""
 
     loss: float
-    grad_norm: float  # before clipping
+    grad_norm: float  # before clipping; inf for whatever is not finite where ZeRO shards
     learning_rate: float
     entropy: float  # nats per token
     kl: float  # k3 estimate against the reference policy, nats per token; 0 without one
@@ -241,6 +241,7 @@ class UpdateMetrics:
     balance_loss: float  # 1 when the experts are evenly loaded; 0 for dense models
     z_loss: float
     micro_batches: int  # per rank
+    skipped: bool  # loss or gradient was not finite: nothing was trained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,6 +263,6 @@ class StepMetrics:
 class Fault:
     """Something broke and was made good. A line of faults.jsonl."""
 
-    kind: str  # what broke: rollout, engine, reward, policy, reference, buffer, or data
+    kind: str  # what broke: rollout, engine, reward, policy, reference, buffer, data or collapse
     what: str  # a sentence
     seconds: float  # from its being noticed to its being made good

@@ -45,8 +45,8 @@ class BufferWorker(Worker):
         return batch, (summary, self._status())
 
     @ray.method
-    def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
-        self._buffer.advance(version)
+    def advance(self, version: int, skipped: TokenBatch | None) -> tuple[Ledger, BufferStatus]:
+        self._buffer.advance(version, skipped)
         return self._buffer.ledger(), self._status()
 
     @ray.method
@@ -88,8 +88,9 @@ class BufferHandle:
         summary, status = await self._ask(answer, "give a batch")
         return BatchRef(batch), summary, status
 
-    async def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
-        return await self._ask(self._fleet[0].advance.remote(version), "say where every token is")
+    async def advance(self, version: int, skipped: BatchRef | None = None) -> tuple[Ledger, BufferStatus]:
+        batch = cast("ObjectRef[TokenBatch | None] | None", skipped)
+        return await self._ask(self._fleet[0].advance.remote(version, batch), "say where every token is")
 
     async def snapshot(self) -> BufferStateRef:
         """Does not wait for the worker, which answers calls in their order."""

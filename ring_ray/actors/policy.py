@@ -14,6 +14,7 @@ from ring_ray.actors.calls import WorkerLostError, two_refs
 from ring_ray.actors.fleet import Fleet
 from ring_ray.actors.memory import held_bytes
 from ring_ray.actors.worker import Worker
+from ring_ray.checkpoint.batch import SavedBatch, write_batch
 from ring_ray.checkpoint.store import CheckpointError, read_manifest
 from ring_ray.checkpoint.tensors import POLICY, read_tensors
 from ring_ray.config import AlgoConfig, Device, RunConfig, TrainConfig
@@ -82,6 +83,10 @@ class PolicyWorker(Worker):
         return self._started.update(batch, reference)
 
     @ray.method
+    def keep(self, batch: TokenBatch, reference: tuple[FloatArray, ...] | None, path: str) -> None:
+        write_batch(path, SavedBatch(batch=batch, reference=reference))
+
+    @ray.method
     def start_parcels(self, receivers: Sequence[str]) -> None:
         config, weights = self._config, self._started.weights()
         if self._transport is not None:
@@ -142,6 +147,11 @@ class PolicyGang:
         segments = cast("TokenBatch | ObjectRef[TokenBatch]", batch)
         logprobs = cast("ObjectRef[tuple[FloatArray, ...] | None] | None", reference)
         return (await self._all(lambda worker: worker.update.remote(segments, logprobs), "take a step"))[0]
+
+    async def keep(self, batch: BatchRef, reference: LogprobsRef | None, path: str) -> None:
+        segments = cast("TokenBatch | ObjectRef[TokenBatch]", batch)
+        logprobs = cast("ObjectRef[tuple[FloatArray, ...] | None] | None", reference)
+        await self._fleet.ask(0, self._fleet[0].keep.remote(segments, logprobs, path), "keep a batch")
 
     async def parcels(self, receivers: Sequence[str]) -> AsyncIterator[ParcelRef]:
         await self._all(lambda worker: worker.start_parcels.remote(receivers), "gather the weights")

@@ -8,6 +8,7 @@ cut at the budget. Every term is a sum over tokens with factors that no rank and
 add up however the step is packed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -89,6 +90,18 @@ class StepSums:
     sums: dict[str, Tensor]
     ratio_max: Tensor
 
+    def router_losses(self, trained_tokens: int) -> tuple[float, float]:
+        """B and Z of the step, 0 for dense models."""
+        if "probabilities_LE" not in self.sums:
+            return 0.0, 0.0
+        balance = balance_loss(self.sums["probabilities_LE"], self.sums["choices_LE"], trained_tokens)
+        return float(balance), float(z_loss(self.sums["squared_logsumexp_L"], trained_tokens))
+
+    def loss(self, algo: AlgoConfig, trained_tokens: int) -> float:
+        """What the step minimizes."""
+        balance, z = self.router_losses(trained_tokens)
+        return float(self.sums["loss"]) + algo.balance_coefficient * balance + algo.z_coefficient * z
+
 
 def accumulate(
     policy: Policy,
@@ -162,15 +175,13 @@ def update_metrics(
     learning_rate: float,
     micro_batches: int,
 ) -> UpdateMetrics:
-    """From the sums over all ranks."""
+    """From the sums over all ranks; a step whose loss or gradient is not finite is skipped."""
     names = ("entropy", "kl", "behaviour_kl", "clipped", "truncated", "masked")
     mean = {name: float(step.sums[name]) / trained_tokens for name in names}
-    balance, z = 0.0, 0.0
-    if "probabilities_LE" in step.sums:
-        balance = float(balance_loss(step.sums["probabilities_LE"], step.sums["choices_LE"], trained_tokens))
-        z = float(z_loss(step.sums["squared_logsumexp_L"], trained_tokens))
+    balance, z = step.router_losses(trained_tokens)
+    loss = step.loss(algo, trained_tokens)
     return UpdateMetrics(
-        loss=float(step.sums["loss"]) + algo.balance_coefficient * balance + algo.z_coefficient * z,
+        loss=loss,
         grad_norm=grad_norm,
         learning_rate=learning_rate,
         entropy=mean["entropy"],
@@ -183,4 +194,5 @@ def update_metrics(
         balance_loss=balance,
         z_loss=z,
         micro_batches=micro_batches,
+        skipped=not (math.isfinite(loss) and math.isfinite(grad_norm)),
     )

@@ -9,6 +9,7 @@ from ring_ray.config.check import ConfigError, did_you_mean, require, require_on
 from ring_ray.config.checkpoint import CheckpointConfig
 from ring_ray.config.cluster import ClusterConfig, Device, RoleResources
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
+from ring_ray.config.guard import GuardConfig
 from ring_ray.config.recovery import RecoveryConfig
 from ring_ray.config.run import (
     WANDB_MODES,
@@ -29,6 +30,7 @@ __all__ = [
     "DataConfig",
     "Device",
     "EvaluationConfig",
+    "GuardConfig",
     "ModelConfig",
     "RecoveryConfig",
     "RewardConfig",

@@ -77,6 +77,11 @@ class TrainConfig:
     warmup_steps: int = key(5, "Steps over which the learning rate rises linearly.")
     weight_decay: float = key(0.0, "AdamW's, decoupled from the gradient.")
     max_grad_norm: float = key(1.0, "Gradients with a larger L2 norm are scaled down to this.")
+    max_skipped_steps: int = key(
+        3,
+        "Steps in a row that may be skipped, since their loss or gradient is not finite, until the run stops and keeps "
+        "the batch of the last one.",
+    )
     zero_stage: int = key(
         1, "ZeRO shards over the ranks: 0 nothing, 1 optimizer states, 2 gradients as well, 3 parameters as well."
     )
@@ -97,6 +102,7 @@ class TrainConfig:
         require(self.learning_rate > 0, "train.learning_rate", self.learning_rate, "must be above 0")
         require(self.warmup_steps >= 0, "train.warmup_steps", self.warmup_steps, "must not be negative")
         require(self.max_grad_norm > 0, "train.max_grad_norm", self.max_grad_norm, "must be above 0")
+        require(self.max_skipped_steps >= 1, "train.max_skipped_steps", self.max_skipped_steps, "must be at least 1")
         require(self.zero_stage in (0, 1, 2, 3), "train.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
         require(self.micro_batch_tokens > 0, "train.micro_batch_tokens", self.micro_batch_tokens, "must be at least 1")
         require_one_of(("auto", "varlen", "padded"), "train.packing", self.packing)

@@ -7,6 +7,7 @@ from ring_ray.config.check import require, require_one_of
 from ring_ray.config.checkpoint import CheckpointConfig
 from ring_ray.config.cluster import ClusterConfig
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
+from ring_ray.config.guard import GuardConfig
 from ring_ray.config.keys import key
 from ring_ray.config.recovery import RecoveryConfig
 
@@ -126,6 +127,7 @@ class RunConfig:
     algo: AlgoConfig = field(default_factory=AlgoConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
     sft: SftConfig = field(default_factory=SftConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -162,6 +164,19 @@ class RunConfig:
             "algo.objective",
             self.algo.objective,
             "must be clip, gspo or cispo: the likelihood knows no reward, it is what the cold start uses",
+        )
+        require(
+            self.guard.action != "rollback" or self.checkpoint.every > 0,
+            "guard.action",
+            self.guard.action,
+            "needs checkpoints to go back to: checkpoint.every must not be 0",
+        )
+        checkpoint = self.checkpoint
+        require(
+            self.guard.action != "rollback" or (checkpoint.keep_last - 1) * checkpoint.every >= self.guard.window,
+            "checkpoint.keep_last",
+            checkpoint.keep_last,
+            f"must reach back over guard.window={self.guard.window} steps where guard.action=rollback",
         )
         require(
             self.transport != "ipc" or (cluster.colocate and cluster.rollout.workers <= cluster.policy.workers),

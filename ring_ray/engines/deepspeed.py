@@ -83,14 +83,15 @@ class DeepSpeedEngine:
     def update(self, batch: TokenBatch, reference_logprobs: tuple[FloatArray, ...] | None) -> UpdateMetrics:
         """One optimizer step over the whole batch.
 
-        ``reference_logprobs`` as in `TrainEngine`. Raises ValueError for a batch without tokens, and
-        FloatingPointError where the gradient is not finite; the parameters stay as they were.
+        ``reference_logprobs`` as in `TrainEngine`. A step whose loss or gradient is not finite is skipped on all ranks:
+        parameters, master weights, Adam's state and the learning rate's schedule stay as they were. Raises ValueError
+        for a batch without tokens.
         """
         if batch.trained_tokens == 0:
             raise ValueError("the batch trains no token")
         self._host_memory.give_back()
         micro_batches = self._micro_batches(batch, reference_logprobs)
-        step = accumulate(
+        sums = accumulate(
             self._engine,
             micro_batches,
             self._algo,
@@ -99,20 +100,18 @@ class DeepSpeedEngine:
             backward=lambda loss: self._engine.backward(loss * self._world_size),
             sum_over_ranks=_sum_over_ranks,
         )
+        total = _total(sums)
         learning_rate = self._set_learning_rate()
-        self._engine.step()
-        grad_norm = self._grad_norm if self._train.zero_stage == 0 else float(self._engine.get_global_grad_norm())
+        grad_norm = self._step(skip=not math.isfinite(total.loss(self._algo, batch.trained_tokens)))
         metrics = update_metrics(
-            _total(step),
+            total,
             self._algo,
             trained_tokens=batch.trained_tokens,
             grad_norm=grad_norm,
             learning_rate=learning_rate,
             micro_batches=len(micro_batches),
         )
-        if not math.isfinite(grad_norm):
-            raise FloatingPointError(f"gradient norm {grad_norm} at policy version {batch.version}: {metrics}")
-        self._steps += 1
+        self._steps += not metrics.skipped
         return metrics
 
     def logprobs(self, batch: TokenBatch) -> tuple[FloatArray, ...]:
@@ -218,11 +217,27 @@ class DeepSpeedEngine:
             group["lr"] = rate
         return rate
 
+    def _step(self, *, skip: bool) -> float:
+        """Step with the gradient, unless ``skip`` or it is not finite; it is gone then. Returns its norm."""
+        self._have_optimizer(skip=skip)
+        self._engine.step()
+        if self._train.zero_stage == 0:
+            return self._grad_norm
+        norm = float(self._engine.get_global_grad_norm())
+        if not math.isfinite(norm) and self._train.offload_optimizer:
+            # In bfloat16 DeepSpeed keeps it there, and would add the next step's to it.
+            self._engine.optimizer.averaged_gradients.clear()
+        return norm
+
+    def _have_optimizer(self, *, skip: bool) -> None:
+        """Have AdamW leave all as it is in its next steps, or not: torch's own way, made for loss scaling."""
+        self._engine.basic_optimizer.found_inf = torch.tensor(float(skip))
+
     def _clip_gradients(self, *_: object) -> None:
         norm = nn.utils.clip_grad_norm_(self._policy.parameters(), self._train.max_grad_norm)
         self._grad_norm = float(norm)
         if not math.isfinite(self._grad_norm):
-            self._policy.zero_grad()  # AdamW passes over parameters without a gradient: the other stages skip as well
+            self._have_optimizer(skip=True)
 
     def _micro_batches(self, batch: TokenBatch, reference_logprobs: tuple[FloatArray, ...] | None) -> list[MicroBatch]:
         weights = token_weights(batch, self._algo.aggregation)
@@ -284,7 +299,7 @@ def _deepspeed_config(dtype: str, train: TrainConfig, parameters: int) -> dict[s
             "offload_param": on_host if train.offload_parameters else None,
         },
         "zero_force_ds_cpu_optimizer": False,  # it would be compiled at start-up; torch's is fused as well
-        "bf16": {"enabled": dtype == "bfloat16"},
+        "bf16": {"enabled": dtype == "bfloat16", "check_grad_overflow": True},  # skips, as it does in float32
         "data_types": {"grad_accum_dtype": "fp32"},
         "steps_per_print": None,
     }

@@ -51,7 +51,7 @@ class TerminalSink:
             f"step {values['step']}/{task.total:.0f}  reward {values['reward/mean']:.3f}"
             f"  trained {values['c3po/trained_tokens']:,}  carried {values['c3po/carried_tokens']:,}"
             f"  entropy {values['policy/entropy']:.3f}  {values['perf/trained_tokens_per_second']:,.0f} tokens/s"
-            f"  eta {eta}"
+            f"  eta {eta}{'  skipped' if values['policy/skipped'] else ''}"
         )
 
     def close(self, *, failed: bool) -> None:

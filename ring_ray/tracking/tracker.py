@@ -133,6 +133,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             trained_tokens_cv=coefficient_of_variation(trained_tokens),
             grad_norm_cv=coefficient_of_variation([step["policy/grad_norm"] for step in self._steps]),
             ledger_balanced=all(ledger_of(step).balanced for step in self._steps),
+            skipped_steps=sum(int(step["policy/skipped"]) for step in self._steps),
         )
         temporary = self._directory / "summary.json.tmp"
         temporary.write_text(json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n")

@@ -61,5 +61,7 @@ def test_a_buffer_that_is_restored_in_another_actor_goes_on(run: Run) -> None:
         await second.score(1, rewards(1.0, 0.0))
         ledger, _ = await second.advance(1)
         assert (ledger.trained, ledger.queued, ledger.waiting, ledger.generated) == (4, 12, 8, 24)
+        ledger, _ = await second.advance(1, batch)
+        assert (ledger.trained, ledger.dropped) == (0, 4)
 
     run(go())

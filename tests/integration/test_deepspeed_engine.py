@@ -1,7 +1,6 @@
 """DeepSpeed for real, on the CPU: it trains as plain torch does, however a model is sharded and kept on the host."""
 
-import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -36,11 +35,6 @@ ALONE = {"no ZeRO": {"zero_stage": 0}, "no ZeRO, checkpointed": {"zero_stage": 0
 CASES = [(1, name) for name in ALONE | VARIANTS] + [(2, name) for name in VARIANTS]
 
 
-def unbounded() -> TokenBatch:
-    batch = batches()[2]
-    return replace(batch, segments=tuple(replace(segment, advantage=math.inf) for segment in batch.segments))
-
-
 def demonstrations() -> TokenBatch:
     """One token over and over, so that a few steps are enough to learn it."""
     rng = np.random.default_rng(0)
@@ -59,12 +53,9 @@ def train(path: str, directory: str, rank: int, ranks: int, port: int) -> dict[s
         metrics = [engine.update(batch, references(batch)) for batch in batches()]
         saved = f"{directory}/{ranks} {name}"
         engine.save(saved)
-        with pytest.raises(FloatingPointError):
-            engine.update(unbounded(), references(unbounded()))
-        unharmed = {tensor_name: tensor.clone() for tensor_name, tensor in engine.weights()}
         engine.close()
         engine.close()
-        found[name] = {"metrics": metrics, "logprobs": logprobs, "saved": saved, "unharmed": unharmed}
+        found[name] = {"metrics": metrics, "logprobs": logprobs, "saved": saved}
     engine = make_engine(path, rank, ranks, port, algo=AlgoConfig(objective="likelihood"))
     found["losses"] = [engine.update(demonstrations(), None).loss for _ in range(6)]
     engine.close()
@@ -128,20 +119,6 @@ def test_every_variant_and_number_of_ranks_trains_like_plain_torch(
     assert [metrics.grad_norm for metrics in found["metrics"]] == pytest.approx(norms, rel=FP32_NORM_BOUND)
     assert min(norms) > MAX_GRAD_NORM
     assert [metrics.learning_rate for metrics in found["metrics"]] == [LEARNING_RATE / 2] + [LEARNING_RATE] * 4
-
-
-@pytest.mark.parametrize(("ranks", "name"), CASES)
-def test_an_update_that_is_not_finite_leaves_the_parameters(
-    results: dict[int, list[Any]], ranks: int, name: str
-) -> None:
-    found = results[ranks][0][name]
-    saved = AutoModelForCausalLM.from_pretrained(found["saved"], dtype=torch.float32)
-    for parameter_name, tensor in found["unharmed"].items():
-        assert torch.isfinite(tensor).all(), parameter_name
-    assert torch.equal(found["unharmed"]["lm_head.weight"], saved.lm_head.weight)
-    assert torch.equal(
-        found["unharmed"]["model.layers.0.input_layernorm.weight"], saved.model.layers[0].input_layernorm.weight
-    )
 
 
 def test_every_rank_returns_the_same_metrics(results: dict[int, list[Any]]) -> None:

@@ -5,7 +5,8 @@ samples, and what that earns, only the seed, the prompt and the number of the re
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Container
 from collections.abc import Sequence as Many
 from dataclasses import replace
 
@@ -206,8 +207,9 @@ class LocalBuffer:
         batch, summary = self.buffer.take()
         return BatchRef(batch), summary, self._status()
 
-    async def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
-        self.buffer.advance(version)
+    async def advance(self, version: int, skipped: BatchRef | None = None) -> tuple[Ledger, BufferStatus]:
+        assert skipped is None or isinstance(skipped, TokenBatch)
+        self.buffer.advance(version, skipped)
         return self.buffer.ledger(), self._status()
 
     async def snapshot(self) -> BufferStateRef:
@@ -238,10 +240,14 @@ class FakeCheckpoints:
 
 
 class FakePolicy:
-    """Remembers the batches that it was given; an update lasts ``update_turns``, so generation overlaps it."""
+    """Remembers the batches that it was given; an update lasts ``update_turns``, so generation overlaps it.
 
-    def __init__(self, update_turns: int = 10) -> None:
-        self._update_turns = update_turns
+    Of the updates, counted from 1, those in ``skips`` are skipped.
+    """
+
+    def __init__(self, update_turns: int = 10, skips: Container[int] = ()) -> None:
+        self._update_turns, self._skips = update_turns, skips
+        self.kept: list[tuple[BatchRef, LogprobsRef | None, str]] = []
         self.batches: list[TokenBatch] = []
         self.references: list[LogprobsRef | None] = []
         self.started: list[str] = []
@@ -260,7 +266,11 @@ class FakePolicy:
         self.references.append(reference)
         for _ in range(self._update_turns):
             await asyncio.sleep(0)
-        return make_update()
+        skipped = len(self.batches) in self._skips
+        return replace(make_update(), skipped=skipped, loss=math.nan if skipped else 0.0)
+
+    async def keep(self, batch: BatchRef, reference: LogprobsRef | None, path: str) -> None:
+        self.kept.append((batch, reference, path))
 
     async def check(self) -> None:
         return None
@@ -304,7 +314,7 @@ class FakeReference:
 
 def make_update() -> UpdateMetrics:
     numbers = dict.fromkeys(UpdateMetrics.__dataclass_fields__, 0.0)
-    return UpdateMetrics(**(numbers | {"micro_batches": 1}))  # type: ignore[arg-type]
+    return UpdateMetrics(**(numbers | {"skipped": False, "micro_batches": 1}))  # type: ignore[arg-type]
 
 
 def make_sample(rollout: Rollout, reward: Reward) -> RolloutSample:

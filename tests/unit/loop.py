@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from ring_ray.config import AlgoConfig, ClusterConfig, RunConfig, TrainConfig
+from ring_ray.config import AlgoConfig, ClusterConfig, GuardConfig, RunConfig, TrainConfig
 from ring_ray.controller import Controller, MemoryMeter
 from ring_ray.stream import RolloutStream
 from ring_ray.sync import WeightSync
@@ -34,6 +34,7 @@ def run(
     take_turns: bool = False,
     log: StepList | None = None,
     checkpoints: FakeCheckpoints | None = None,
+    guard: GuardConfig | None = None,
 ) -> tuple[list[StepMetrics], FakePolicy, LocalBuffer]:
     policy, log = policy or FakePolicy(), log or StepList()
     buffer = LocalBuffer(algo)
@@ -51,7 +52,12 @@ def run(
             max_in_flight=4 * algo.group_size,
             max_response_tokens=1000,
         )
-        config = RunConfig(algo=algo, train=TrainConfig(steps=steps), cluster=ClusterConfig(overlap=overlap))
+        config = RunConfig(
+            algo=algo,
+            train=TrainConfig(steps=steps),
+            cluster=ClusterConfig(overlap=overlap),
+            guard=guard or GuardConfig(),
+        )
         meters: dict[str, MemoryMeter] = {"policy": policy, "rollout": engines} if take_turns else {}
         controller = Controller(
             config,

@@ -83,6 +83,19 @@ def test_eviction_cuts_a_response_where_its_tokens_turn_fresh() -> None:
     assert summary.lost_response_length_mean == pytest.approx((5 + 2 + 5) / 3)
 
 
+def test_tokens_of_a_skipped_step_are_dropped_and_their_responses_have_lost_them() -> None:
+    buffer = RolloutBuffer(AlgoConfig(token_budget=3, group_size=2), seed=0)
+    buffer.add(rollout_of(0, 4, 4))
+    buffer.score(0, rewards(1, 0))
+    batch, _ = buffer.take()
+    buffer.advance(1, batch)
+    assert buffer.ledger() == Ledger(generated=8, queued=5, dropped=3)
+    _, summary = buffer.take()
+    assert summary.lost_response_length_mean == 4
+    buffer.advance(2)
+    assert buffer.ledger() == Ledger(generated=8, queued=2, trained=3, dropped=3)
+
+
 def test_eviction_of_whole_groups_keeps_the_others_in_order() -> None:
     buffer = RolloutBuffer(AlgoConfig(token_budget=1, group_size=2, max_staleness=1), seed=0)
     buffer.advance(1)

@@ -53,6 +53,7 @@ class BufferMachine(RuleBasedStateMachine):
         }
         self.opened: int | None = None  # group that the last batch ended in
         self.cut: Response | None = None  # response that it ended in
+        self.taken: TokenBatch | None = None  # by the step that is under way
         self.last: dict[str, list[float]] = {}  # what the batch before saw, for what nothing completed since
         self.reset_window()
 
@@ -130,11 +131,15 @@ class BufferMachine(RuleBasedStateMachine):
         self.evict()
         assert self.buffer.score(index, verdicts) == len(self.tokens_of_group(index, "queued"))
 
-    @rule(by=st.integers(0, 2))
-    def advance(self, by: int) -> None:
+    @rule(by=st.integers(0, 2), skipped=st.booleans())
+    def advance(self, by: int, skipped: bool) -> None:
+        """A batch that was taken since the last time was trained, or its step was skipped."""
         self.version += by
+        batch, self.taken = self.taken if skipped else None, None
+        if batch is not None:
+            self.move({token for segment in batch.segments for token in tokens_of(segment)}, "trained", "dropped")
         self.evict()
-        self.buffer.advance(self.version)
+        self.buffer.advance(self.version, batch)
 
     @rule()
     def snapshot(self) -> None:
@@ -177,6 +182,7 @@ class BufferMachine(RuleBasedStateMachine):
             self.opened = self.cut = None
         self.check_summary(batch, summary)
         self.reset_window()
+        self.taken = batch
 
     def check_amount(self, batch: TokenBatch) -> None:
         assert (batch.token_budget, batch.version) == (self.algo.token_budget, self.version)

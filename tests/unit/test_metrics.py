@@ -49,6 +49,7 @@ CONTRACT = {
     "moe/balance_loss": 211,
     "moe/z_loss": 212,
     "perf/micro_batches": 213,
+    "policy/skipped": 214,
     "ledger/generated": 301,
     "ledger/in_flight": 302,
     "ledger/waiting": 303,

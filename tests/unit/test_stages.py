@@ -20,6 +20,7 @@ from ring_ray.config import (
     TrainConfig,
 )
 from ring_ray.evaluation import EvaluationError, evaluate
+from ring_ray.health import NonFiniteError
 from ring_ray.resume import checkpoint_to_resume
 from ring_ray.roles import PolicyStateRef, Roles
 from ring_ray.sft import Demonstration
@@ -129,6 +130,14 @@ def test_a_cold_start_that_misses_its_target_ends_and_says_so(tmp_path: Path) ->
     _, _, journal, _ = run(CONFIG, FakeReward(Verdict.WRONG), course, tmp_path)
     assert [note["sft/step"] for note in journal.notes if "sft/step" in note] == [1, 2, 3, 4, 5, 6]
     assert any("sft.target_accuracy=0.9 was not reached" in text for text in journal.stages)
+
+
+def test_a_cold_start_stops_at_too_many_skipped_steps_in_a_row(tmp_path: Path) -> None:
+    course, policy = Course(demonstrations(), HeldOut.held_out[:5]), FakePolicy(skips={1, 3, 4, 5})
+    config = replace(CONFIG, run_dir=str(tmp_path), train=TrainConfig(steps=3, max_skipped_steps=2))
+    with pytest.raises(NonFiniteError, match=r"train.max_skipped_steps=2: .* sft-step 4 "):
+        run(config, FakeReward(Verdict.WRONG), course, tmp_path, policy)
+    assert policy.kept == [(policy.batches[3], None, str(tmp_path / "skipped-sft-step-00000004.msgpack"))]
 
 
 def test_without_a_cold_start_sft_is_the_base_model(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def balanced_metrics(step: int, *, trained_tokens: int = 1000, grad_norm: float 
         metrics,
         step=step,
         batch=replace(metrics.batch, trained_tokens=trained_tokens, reward_mean=0.25),
-        update=replace(metrics.update, grad_norm=grad_norm, entropy=0.5),
+        update=replace(metrics.update, skipped=step == 2, grad_norm=grad_norm, entropy=0.5),
         ledger=ledger,
         token_budget=1000,
     )
@@ -200,6 +200,7 @@ def test_summary(tmp_path):
         "trained_tokens_min": 990,
         "trained_tokens_max": 1010,
         "ledger_balanced": True,
+        "skipped_steps": 1,
     }
     files = ["faults.jsonl", "metrics.jsonl", "rollouts.jsonl", "summary.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
