@@ -5,14 +5,18 @@ import re
 import select
 import shutil
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -44,7 +48,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     """Check a composed config. Raises `ConfigError` naming the key."""
     try:
         # A key that was added with + is in the composed config, but can't be merged into the schema.
-        config = OmegaConf.to_object(OmegaConf.merge(RunConfig, OmegaConf.to_container(composed, resolve=True)))
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        config = OmegaConf.to_object(OmegaConf.merge(RunConfig, values))
     except OmegaConfBaseException as error:
         raise ConfigError(_explained(error)) from error
     assert isinstance(config, RunConfig)
@@ -56,27 +61,57 @@ def composed(overrides: list[str]) -> RunConfig:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             # Hydra names the run's directory when it runs something.
-            return to_run_config(hydra.compose("config", overrides=["run_dir=outputs", *overrides]))
-    except (HydraException, yaml.MarkedYAMLError) as error:
-        raise ConfigError(_explained(error)) from error
+            found = hydra.compose("config", overrides=["run_dir=outputs", *overrides])
+    except Exception as error:  # what Hydra can't read may fail anywhere in it
+        raise ConfigError(_explained(error, overrides)) from error
+    return to_run_config(found)
 
 
-def _explained(error: Exception) -> str:
-    """What YAML, Hydra or OmegaConf refused: the file where it was in one, the key, the nearest names that exist."""
+def _explained(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """What YAML, Hydra or OmegaConf refused: the file where it was in one, the key, the nearest names that exist.
+
+    Where nothing tells either, all of ``overrides`` may be to blame.
+    """
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return f"{error.problem_mark.name}:{error.problem_mark.line + 1}: not YAML: {error.problem}"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name}: must be one of {', '.join(error.options)}{did_you_mean(name, error.options)}"
+    message = str(error).partition("\n\nConfig search path")[0]
+    file = re.match(r"In '(.+?)': ", message)
+    where = f"{file[1]}.yaml: " if file else _read_last(error)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
-    if not isinstance(cause, OmegaConfBaseException) or not cause.full_key:
-        return str(error)
-    file = re.match(r"In '(.+?)'", str(error))
-    where = f"{file[1]}.yaml: " if file else ""
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        known = {*names(RunConfig()), *groups(CONF)}
-        return f"{where}{cause.full_key}: no such key{did_you_mean(cause.full_key, known)}"
-    return f"{where}{cause.full_key}: {str(cause).splitlines()[0]}"
+    if isinstance(cause, OmegaConfBaseException):
+        message = str(cause).partition("\n")[0]
+        if cause.full_key not in (None, "", "_dummy_"):  # the last is Hydra's own, around lists of defaults
+            return f"{where}{cause.full_key}: {_no_such_key(cause) or message}"
+    elif isinstance(error, RecursionError):
+        message = "nested too deep, or in itself"
+    if overrides and where in ("", "config.yaml: "):  # the latter is not the user's
+        where = f"{' '.join(overrides)}: {where}"
+    return where + (message.removeprefix(file[0] if file else "") or "Hydra can't read it")
+
+
+def _no_such_key(error: OmegaConfBaseException) -> str:
+    """What to say where that is what is wrong, else nothing."""
+    if not isinstance(error, ConfigAttributeError | ConfigKeyError):
+        return ""
+    return f"no such key{did_you_mean(str(error.full_key), {*names(RunConfig()), *groups(CONF)})}"
+
+
+def _was_reading(error: Exception) -> bool:
+    """Whether Hydra was reading a config, not running what it says: then whatever failed is the config's fault."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(isinstance(frame.f_locals.get("self"), ConfigLoader | OverridesParser) for frame, _ in frames)
+
+
+def _read_last(error: Exception) -> str:
+    """The file that Hydra was at, as the beginning of a message: its own often leave it out."""
+    for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]):
+        file = frame.f_locals.get("config_path")
+        if isinstance(file, str) and not Path(file).is_absolute():
+            return f"{file}.yaml: "
+    return ""
 
 
 def sweep_group(group: str | None, sweep_dir: str) -> str:
@@ -118,14 +153,15 @@ def main() -> None:
     try:
         _run()
         sys.stdout.flush()
-    except (HydraException, yaml.MarkedYAMLError) as error:
-        print(f"error: {_explained(error)}", file=sys.stderr)  # noqa: T201
-        mistake = isinstance(error, ConfigCompositionException | OverrideParseException | yaml.MarkedYAMLError)
-        sys.exit(2 if mistake else 1)  # a sweep with a failed job ends with a HydraException as well
     except BrokenPipeError:
         if not _reader_is_gone():
             raise
         sys.exit(1)
+    except Exception as error:
+        if not (mistake := _was_reading(error)) and not isinstance(error, HydraException):
+            raise
+        print(f"error: {_explained(error, sys.argv[1:] if mistake else ())}", file=sys.stderr)  # noqa: T201
+        sys.exit(2 if mistake else 1)  # a sweep with a failed job ends with a HydraException as well
 
 
 def _reader_is_gone() -> bool:

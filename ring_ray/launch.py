@@ -20,7 +20,7 @@ from ring_ray.data.demonstrations import demonstrations
 from ring_ray.data.rows import DataError
 from ring_ray.data.source import PromptSource, load_prompts
 from ring_ray.data.tokenizer import Tokenizer, load_tokenizer
-from ring_ray.engines.hf import check_context, check_policy
+from ring_ray.engines.hf import check_context, check_model, check_policy
 from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.evaluation import Accuracy
 from ring_ray.health import CollapseError, NonFiniteError
@@ -78,6 +78,7 @@ def _run(config: RunConfig, run_dir: Path) -> float:
     if fresh:
         make_tiny_model(model_path, config.seed)
     tokenizer = load_tokenizer(model_path, config.model)
+    check_model(model_path, config.model, tokenizer)
     prompts = load_prompts(config, tokenizer, FACTORIES)
     check_context(model_path, config.model, config.rollout)
     check_policy(model_path, config.model, config.train, config.algo)

@@ -4,9 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from ring_ray.checkpoint.store import STATE, CheckpointError, CheckpointStore, read_file, read_manifest, url_of
+from ring_ray.checkpoint.store import STATE, CheckpointError, CheckpointStore, read_json, url_of
 from ring_ray.config import ConfigError, RunConfig
 from ring_ray.config.keys import flatten
 from ring_ray.saver import RunOrigin, RunState
@@ -84,11 +82,7 @@ def checkpoint_to_go_back_to(store: CheckpointStore, before: int | None) -> Resu
 
 def read_state(checkpoint: str) -> RunState:
     """Raises `CheckpointError` where the checkpoint is not complete, or its state.json is not what was written."""
-    data = read_file(checkpoint, read_manifest(checkpoint).record(STATE))
-    try:
-        return msgspec.json.decode(data, type=RunState)
-    except (msgspec.DecodeError, ConfigError) as error:
-        raise CheckpointError(f"{checkpoint}/{STATE}: {error}") from error
+    return read_json(checkpoint, STATE, RunState)
 
 
 def differences(then: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:

@@ -100,10 +100,10 @@ class Saver:
             encoded = msgspec.json.format(msgspec.json.encode(state))
             record = await asyncio.to_thread(write_file, checkpoint, STATE, [encoded])
             await asyncio.to_thread(self._store.commit, step, (*records, record), taken.score)
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             self.failures += 1
             self._say(f"checkpoint: step {step} could not be saved: {error}")
-            with suppress(OSError):  # the disk may be gone
+            with suppress(CheckpointError):  # the disk may be gone
                 await asyncio.to_thread(self._store.abandon, step)
             return
         size = sum(file.bytes for file in (*records, record))

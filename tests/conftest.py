@@ -9,8 +9,11 @@ from hypothesis import settings
 
 Run: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
 
-settings.register_profile("no_deadline", deadline=None)  # a loaded machine is slow, not wrong
-settings.load_profile("no_deadline")
+# No deadline: a loaded machine is slow, not wrong. The same examples each time, so that a change is judged by itself;
+# `pytest --hypothesis-profile=explore` looks for others.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from typing import TypeVar, cast
 
 import ray
 from ray import ObjectRef
+from ray.actor import ActorProxy
 
 from ring_ray.actors.calls import WorkerLostError, two_refs
 from ring_ray.actors.fleet import Fleet
@@ -70,40 +71,50 @@ class BufferHandle:
     def __init__(self, fleet: Fleet[BufferWorker]) -> None:
         """Of one."""
         self._fleet = fleet
+        self._lost: RollBackError | None = None  # until `restore`: whoever asks its successor would find it empty
+
+    @property
+    def _worker(self) -> ActorProxy[BufferWorker]:
+        if self._lost:
+            raise self._lost
+        return self._fleet[0]
 
     async def add(self, rollout: RolloutRef) -> BufferStatus:
         try:
-            return await self._ask(self._fleet[0].add.remote(cast("ObjectRef[Rollout]", rollout)), "take a rollout")
+            return await self._ask(self._worker.add.remote(cast("ObjectRef[Rollout]", rollout)), "take a rollout")
         except ray.exceptions.ObjectLostError as error:
             raise self._fleet.recovery.rollout_lost() from error
 
     async def score(self, prompt_index: int, rewards: tuple[Reward, ...]) -> BufferStatus:
-        return await self._ask(self._fleet[0].score.remote(prompt_index, rewards), "take rewards")
+        return await self._ask(self._worker.score.remote(prompt_index, rewards), "take rewards")
 
     async def waiting(self, prompt_index: int) -> RolloutRef:
-        return RolloutRef(self._fleet[0].waiting.remote(prompt_index))
+        return RolloutRef(self._worker.waiting.remote(prompt_index))
 
     async def take(self) -> tuple[BatchRef, BatchSummary, BufferStatus]:
-        batch, answer = two_refs(self._fleet[0].take.remote())
+        batch, answer = two_refs(self._worker.take.remote())
         summary, status = await self._ask(answer, "give a batch")
         return BatchRef(batch), summary, status
 
     async def advance(self, version: int, skipped: BatchRef | None = None) -> tuple[Ledger, BufferStatus]:
         batch = cast("ObjectRef[TokenBatch | None] | None", skipped)
-        return await self._ask(self._fleet[0].advance.remote(version, batch), "say where every token is")
+        return await self._ask(self._worker.advance.remote(version, batch), "say where every token is")
 
     async def snapshot(self) -> BufferStateRef:
         """Does not wait for the worker, which answers calls in their order."""
-        return BufferStateRef(self._fleet[0].snapshot.remote())
+        return BufferStateRef(self._worker.snapshot.remote())
 
     async def restore(self, state: BufferStateRef) -> tuple[BufferStatus, dict[int, RolloutRef]]:
-        worker = self._fleet[0]
-        status, waiting = await self._ask(worker.restore.remote(cast("ObjectRef[BufferState]", state)), "restore")
-        return status, {index: RolloutRef(worker.waiting.remote(index)) for index in waiting}
+        self._lost = None
+        saved = cast("ObjectRef[BufferState]", state)
+        status, waiting = await self._ask(self._worker.restore.remote(saved), "take its state")
+        return status, {index: RolloutRef(self._worker.waiting.remote(index)) for index in waiting}
 
     async def _ask(self, call: Awaitable[T], doing: str) -> T:
-        worker = self._fleet[0]
         try:
             return await self._fleet.ask(0, call, doing, self._fleet.recovery.config.answer_seconds)
-        except WorkerLostError as lost:
-            raise RollBackError(await self._fleet.replace({0: worker}, lost), kind="buffer") from lost
+        except WorkerLostError as error:
+            if self._lost is None:
+                self._lost = RollBackError(str(error), kind="buffer")
+                self._lost = RollBackError(await self._fleet.replace({0: self._fleet[0]}, error), kind="buffer")
+            raise self._lost from error

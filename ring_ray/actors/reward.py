@@ -13,7 +13,7 @@ from ring_ray.actors.calls import WorkerLostError, two_refs
 from ring_ray.actors.fleet import Fleet
 from ring_ray.actors.worker import Worker
 from ring_ray.config import RunConfig
-from ring_ray.data.tokenizer import load_tokenizer
+from ring_ray.data.tokenizer import decode, load_tokenizer
 from ring_ray.rewards.registry import Verifiers
 from ring_ray.roles import RolloutRef
 from ring_ray.types import Fault, Reward, Rollout, RolloutSample, Verdict
@@ -33,9 +33,7 @@ class RewardWorker(Worker):
     def score(self, rollout: Rollout) -> tuple[RolloutSample, tuple[Reward, ...]]:
         """The rewards, and one of the responses for people to read."""
         verifier = self._verifiers.get(rollout.prompt.verifier)
-        texts = self._tokenizer.batch_decode(
-            [sequence.response_ids for sequence in rollout.sequences], skip_special_tokens=True
-        )
+        texts = [decode(self._tokenizer, sequence.response_ids) for sequence in rollout.sequences]
         rewards = tuple(verifier.verify(rollout.prompt, text) for text in texts)
         response = int(np.random.default_rng((self._seed, rollout.prompt.index)).integers(len(texts)))
         return rollout_sample(rollout, response, texts[response], rewards[response]), rewards

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import torch
 from transformers import AutoTokenizer
 
-from ring_ray.checkpoint.store import STATE, CheckpointError, read_file, read_manifest
+from ring_ray.checkpoint.store import STATE, CheckpointError, read_json, read_manifest
 from ring_ray.checkpoint.tensors import POLICY, read_tensors
 from ring_ray.config import ModelConfig
 from ring_ray.engines.hf import load_model
@@ -49,11 +48,7 @@ def export_model(
     """
     if Path(directory).is_dir() and any(Path(directory).iterdir()):
         raise FileExistsError(f"{directory}: is not empty")
-    manifest = read_manifest(checkpoint)
-    try:
-        state = msgspec.json.decode(read_file(checkpoint, manifest.record(STATE)), type=_State)
-    except msgspec.DecodeError as error:
-        raise CheckpointError(f"{checkpoint}/{STATE}: {error}") from error
+    manifest, state = read_manifest(checkpoint), read_json(checkpoint, STATE, _State)
     path = model_path or state.origin.model_path
     model = load_model(path, replace(state.config.model, trust_remote_code=trust_remote_code))
     missing = unique_tensors(model)

@@ -12,10 +12,11 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 from fsspec import AbstractFileSystem
@@ -26,6 +27,8 @@ from ring_ray.config import CheckpointConfig, ConfigError
 
 MANIFEST, STATE = "manifest.json", "state.json"
 DIRECTORY = re.compile(r"step-(\d{8})")
+
+T = TypeVar("T")
 
 _blake2b = partial(hashlib.blake2b, digest_size=32)
 
@@ -56,13 +59,16 @@ class Manifest:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. Only one is being written at a time."""
+    """The checkpoints of one run. Only one is being written at a time.
+
+    Every method raises `CheckpointError` where the file system fails.
+    """
 
     def __init__(self, url: str, config: CheckpointConfig) -> None:
         """Raises `ConfigError` for a ``url`` that fsspec can't open. Nothing is written before `begin`."""
         try:
             self._files, self._root = _file_system(url)
-        except (ImportError, ValueError) as error:
+        except CheckpointError as error:
             raise ConfigError(f"checkpoint.directory={url!r}: {error}") from error
         self._config = config
 
@@ -72,7 +78,8 @@ class CheckpointStore:
         for found in self._directories():
             if found == step or found not in complete:
                 self._remove(found)
-        self._files.makedirs(self._path(step), exist_ok=True)
+        with _trouble_as(self._url(step), "can't be made"):
+            self._files.makedirs(self._path(step), exist_ok=True)
         return self._url(step)
 
     def commit(self, step: int, records: Iterable[FileRecord], score: float) -> None:
@@ -83,21 +90,22 @@ class CheckpointStore:
         """
         path, records = self._path(step), tuple(records)
         for record in records:
-            if not self._files.exists(f"{path}/{record.name}"):
+            if not self._exists(f"{path}/{record.name}"):
                 raise CheckpointError(
                     f"{self._url(step)}/{record.name}: was written, but the driver does not see it: "
                     "checkpoint.directory must be one that every node sees"
                 )
         manifest = msgspec.json.encode(Manifest(step=step, score=score, files=records))
         written = write_file(self._url(step), f"{MANIFEST}.partial", [msgspec.json.format(manifest)]).name
-        self._files.mv(f"{path}/{written}", f"{path}/{MANIFEST}")
+        with _trouble_as(f"{self._url(step)}/{MANIFEST}", "can't be written"):
+            self._files.mv(f"{path}/{written}", f"{path}/{MANIFEST}")
         scores = {step: self._score(step) for step in self.steps()}
         for dispensable in scores.keys() - kept(scores, self._config):
             self._remove(dispensable)
 
     def steps(self) -> list[int]:
         """Of the complete checkpoints, in ascending order."""
-        return [step for step in self._directories() if self._files.exists(f"{self._path(step)}/{MANIFEST}")]
+        return [step for step in self._directories() if self._exists(f"{self._path(step)}/{MANIFEST}")]
 
     def latest(self, before: int | None = None) -> str | None:
         """The URL of the newest complete checkpoint, of a step up to ``before`` if that is given."""
@@ -123,7 +131,8 @@ class CheckpointStore:
     def _directories(self) -> list[int]:
         """Steps of all checkpoints, complete or not, in ascending order."""
         try:
-            paths = self._files.ls(self._root, detail=False)
+            with _trouble_as(self._files.unstrip_protocol(self._root), "can't be listed", FileNotFoundError):
+                paths = self._files.ls(self._root, detail=False)
         except FileNotFoundError:
             return []
         names = (path.rstrip("/").rpartition("/")[2] for path in paths)
@@ -138,10 +147,20 @@ class CheckpointStore:
 
     def _remove(self, step: int) -> None:
         manifest = f"{self._path(step)}/{MANIFEST}"
-        if self._files.exists(manifest):
-            self._files.rm_file(manifest)  # first, so that what is half removed is not complete
-        if self._files.exists(self._path(step)):  # an object store has no empty directories
-            self._files.rm(self._path(step), recursive=True)
+        with _trouble_as(self._url(step), "can't be removed"):
+            if self._exists(manifest):
+                self._files.rm_file(manifest)  # first, so that what is half removed is not complete
+            if self._exists(self._path(step)):  # an object store has no empty directories
+                self._files.rm(self._path(step), recursive=True)
+
+    def _exists(self, path: str) -> bool:
+        """Unlike fsspec's own answer, not a no where the file system does not answer: what is not there is removed."""
+        try:
+            with _trouble_as(self._files.unstrip_protocol(path), "can't be looked for", FileNotFoundError):
+                self._files.info(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _path(self, step: int) -> str:
         return f"{self._root}/step-{step:08d}"
@@ -167,17 +186,14 @@ def write_file(checkpoint: str, name: str, chunks: Iterable[bytes]) -> FileRecor
     """
     files, path = _file_system(checkpoint)
     digest, size = _blake2b(), 0
-    try:
-        with files.open(f"{path}/{name}", "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
-            file.flush()
-            with suppress(io.UnsupportedOperation):  # an object store takes nothing that it does not keep
-                os.fsync(file.fileno())
-    except OSError as error:
-        raise CheckpointError(f"{checkpoint}/{name}: can't be written: {error}") from error
+    with _trouble_as(f"{checkpoint}/{name}", "can't be written"), files.open(f"{path}/{name}", "wb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        file.flush()
+        with suppress(io.UnsupportedOperation):  # an object store takes nothing that it does not keep
+            os.fsync(file.fileno())
     return FileRecord(name=name, bytes=size, blake2b=digest.hexdigest())
 
 
@@ -195,20 +211,37 @@ def read_file(checkpoint: str, record: FileRecord) -> bytes:
 
 def read_manifest(checkpoint: str) -> Manifest:
     """What a complete checkpoint consists of. Raises `CheckpointError` where it is damaged, or not complete."""
-    data = _read(checkpoint, MANIFEST)
+    return _parsed(checkpoint, MANIFEST, _read(checkpoint, MANIFEST), Manifest)
+
+
+def read_json(checkpoint: str, name: str, type: type[T]) -> T:
+    """A file of a complete checkpoint as a ``type``. Raises `CheckpointError` where it is none, or damaged."""
+    return _parsed(checkpoint, name, read_file(checkpoint, read_manifest(checkpoint).record(name)), type)
+
+
+def _parsed(checkpoint: str, name: str, data: bytes, type: type[T]) -> T:
     try:
-        return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{checkpoint}/{MANIFEST}: is no manifest: {error}") from error
+        return msgspec.json.decode(data, type=type)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{checkpoint}/{name}: can't be understood: {error}") from error
 
 
 def _read(checkpoint: str, name: str) -> bytes:
     files, path = _file_system(checkpoint)
-    try:
+    with _trouble_as(f"{checkpoint}/{name}", "can't be read"):
         data: bytes = files.cat_file(f"{path}/{name}")
-    except OSError as error:
-        raise CheckpointError(f"{checkpoint}/{name}: can't be read: {error}") from error
     return data
+
+
+@contextmanager
+def _trouble_as(place: str, fault: str, *passed: type[Exception]) -> Iterator[None]:
+    """Raise `CheckpointError` for whatever goes wrong but ``passed``: few file systems keep to OSError."""
+    try:
+        yield
+    except passed:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{place}: {fault}: {error}") from error
 
 
 def url_of(path: str) -> str:
@@ -220,7 +253,8 @@ def url_of(path: str) -> str:
 
 def _file_system(url: str) -> tuple[AbstractFileSystem, str]:
     """That of ``url``, and its path in there. Listings are not cached: other processes write."""
-    files, path = url_to_fs(url, use_listings_cache=False)
+    with _trouble_as(url, "no such file system"):
+        files, path = url_to_fs(url, use_listings_cache=False)
     if isinstance(files, LocalFileSystem):
         path = os.path.realpath(path)  # a directory has one name only, however it is spelled
     return files, path

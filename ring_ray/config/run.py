@@ -1,14 +1,14 @@
 """A whole run."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from ring_ray.config.algo import AlgoConfig
-from ring_ray.config.check import require, require_one_of
+from ring_ray.config.check import require, require_one_of, require_storable
 from ring_ray.config.checkpoint import CheckpointConfig
 from ring_ray.config.cluster import ClusterConfig
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
 from ring_ray.config.guard import GuardConfig
-from ring_ray.config.keys import key
+from ring_ray.config.keys import flatten, key
 from ring_ray.config.recovery import RecoveryConfig
 
 
@@ -138,8 +138,10 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        for name, value in flatten(asdict(self)):
+            require_storable(name, value)
         cluster = self.cluster
-        require(self.seed >= 0, "seed", self.seed, "must not be negative")
+        require(0 <= self.seed < 2**31, "seed", self.seed, "must be from 0 to 2 ** 31 - 1")
         require(self.resume != "", "resume", self.resume, "must be auto, never or a checkpoint's directory or URL")
         require(
             self.rollout.top_p == 1,

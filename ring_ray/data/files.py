@@ -1,6 +1,7 @@
 """Rows of a local JSONL or Parquet file. Every fault is an error that names the file and the line."""
 
 import json
+import os.path
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from ring_ray.data.rows import DataError, Row, parse_row
 def read_rows(path: str, key: str, data: DataConfig, verifiers: Collection[str]) -> list[Row]:
     """All rows of the file, in order. ``key`` is the setting that named it, for errors. Raises `DataError`."""
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(path):  # Path's own raises an error for what can be no name
         raise DataError(f"{key}={path!r}: no such file")
     readers = {".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}
     if file.suffix not in readers:
         raise DataError(f"{key}={path!r}: must end in {', '.join(readers)}")
     records = readers[file.suffix](file)
-    rows = [parse_row(record, f"{file.name}:{line}", data, verifiers) for line, record in enumerate(records, start=1)]
+    try:
+        rows = [parse_row(record, f"{file.name}:{line}", data, verifiers) for line, record in enumerate(records, 1)]
+    except OSError as error:
+        raise DataError(f"{key}={path!r}: can't be read: {error}") from error
     if not rows:
         raise DataError(f"{key}={path!r}: the file has no rows")
     return rows
@@ -33,14 +37,25 @@ def _read_json_lines(file: Path) -> Iterator[object]:
                 raise DataError(f"{file.name}:{number}: empty row")
             try:
                 yield json.loads(line.rstrip())
-            except ValueError as error:  # malformed JSON or text that is not UTF-8
+            except (ValueError, RecursionError) as error:  # malformed, not UTF-8, or nested without end
                 raise DataError(f"{file.name}:{number}: each line must be one JSON object: {error}") from error
 
 
 def _read_parquet(file: Path) -> Iterator[object]:
+    number = 0
     try:
         with pq.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches():
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+                for scalars in zip(*batch.columns, strict=True):
+                    number += 1
+                    named = zip(batch.schema.names, scalars, strict=True)
+                    yield {name: _value(scalar, f"{file.name}:{number}: {name}") for name, scalar in named}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last by a name of a column
         raise DataError(f"{file.name}: not a readable Parquet file: {error}") from error
+
+
+def _value(scalar: pa.Scalar, what: str) -> object:
+    try:
+        return scalar.as_py()
+    except (ArithmeticError, LookupError, ValueError) as error:  # bytes that are not UTF-8, a date too far off
+        raise DataError(f"{what} can't be read: {error}") from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from reprlib import repr as shortened
 from typing import TypeAlias
 
 from ring_ray.config import DataConfig
@@ -35,16 +36,16 @@ def parse_row(record: object, where: str, data: DataConfig, verifiers: Collectio
         raise DataError(f"{where}: empty row")
     for column in ("prompt", "answer"):
         if column not in record:
-            raise DataError(f"{where}: no column {column!r}, only {', '.join(map(repr, record))}")
+            raise DataError(f"{where}: no column {column!r}, only {shortened([*record])[1:-1]}")
     answer = record["answer"]
     if type(answer) is int:  # unlike a float or a bool it has only one way to be written
         answer = str(answer)
-    verifier = _text(record.get("verifier") or data.verifier, f"{where}: verifier")
+    verifier = _text(_given(record, "verifier", data.verifier), f"{where}: verifier")
     if verifier not in verifiers:
-        raise DataError(f"{where}: verifier={verifier!r}: must be one of {', '.join(sorted(verifiers))}")
+        raise DataError(f"{where}: verifier={shortened(verifier)}: must be one of {', '.join(sorted(verifiers))}")
     return Row(
         id=where,
-        domain=_text(record.get("domain") or data.domain, f"{where}: domain"),
+        domain=_text(_given(record, "domain", data.domain), f"{where}: domain"),
         messages=_instructed(_messages(record["prompt"], f"{where}: prompt"), data.instruction),
         verifier=verifier,
         answer=_text(answer, f"{where}: answer"),
@@ -67,16 +68,27 @@ def _messages(prompt: object, what: str) -> tuple[Message, ...]:
         raise DataError(f"{what} is an empty list")
     for message in prompt:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise DataError(f"{what} must be a string or a list of messages with role and content, found {message!r}")
+            raise DataError(
+                f"{what} must be a string or a list of messages with role and content, found {shortened(message)}"
+            )
     return tuple(
         {key: _text(message[key], f"{what}, message {number}, {key}") for key in ("role", "content")}
         for number, message in enumerate(prompt, start=1)
     )
 
 
+def _given(record: dict[str, object], column: str, default: str) -> object:
+    value = record.get(column)
+    return default if value is None or value == "" else value
+
+
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{what} must be a string, found {type(value).__name__} {value!r}")
+        raise DataError(f"{what} must be a string, found {type(value).__name__} {shortened(value)}")
     if not value.strip():
         raise DataError(f"{what} is empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{what} is no text: {error}") from error
     return value

@@ -1,15 +1,25 @@
 """Hugging Face models as policies: what the training engine and the frozen reference policy share."""
 
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
 from ring_ray.algo.logprobs import TokenOutputs, token_logprobs
 from ring_ray.algo.loss import Policy
 from ring_ray.algo.moe import RouterSums
 from ring_ray.algo.packing import Rows, collate, pack, split_tokens
-from ring_ray.config import AlgoConfig, ModelConfig, RolloutConfig, TrainConfig, require
+from ring_ray.config import AlgoConfig, ConfigError, ModelConfig, RolloutConfig, TrainConfig, require
 from ring_ray.engines.attention import VARLEN, packs_varlen, rows_end_to_end
 from ring_ray.engines.modules import recompute_layers
 from ring_ray.engines.routing import RoutingReplay
@@ -28,9 +38,69 @@ def load_model(path: str, config: ModelConfig) -> PreTrainedModel:
     return model.eval()
 
 
+def check_model(path: str, model: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ConfigError` where a model lacks files, or is not the one that its tokenizer was made for.
+
+    It may know more ids than the tokenizer: many embeddings are padded to a round size.
+    """
+    config = _load_config(path, model)
+    _check_weights(Path(path))
+    ids, rows = max(tokenizer.get_vocab().values()) + 1, config.get_text_config().vocab_size
+    require(
+        ids <= rows,
+        "model.path",
+        path,
+        f"its tokenizer has {ids} ids, its embedding only {rows} rows: take the tokenizer that it was trained with, or "
+        "resize the embedding",
+    )
+    ends = _eos_ids(path, config)
+    require(
+        tokenizer.eos_token_id in ends,
+        "model.path",
+        path,
+        f"its tokenizer's eos is {tokenizer.eos_token!r}, id {tokenizer.eos_token_id}, but responses end at the ids "
+        f"{ends}: add the former to eos_token_id of generation_config.json, or correct tokenizer_config.json",
+    )
+
+
+def _load_config(path: str, model: ModelConfig) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # a damaged file may fail anywhere
+        raise ConfigError(f"model.path={path!r}: no config.json that transformers can read: {error}") from error
+
+
+def _check_weights(directory: Path) -> None:
+    """That they are there and whole, as far as their header tells; what is no directory is a model hub's name."""
+    if not directory.is_dir():
+        return
+    files = [*directory.glob("*.safetensors")]
+    require(
+        bool(files or [*directory.glob("*.bin")]), "model.path", str(directory), "has no *.safetensors with weights"
+    )
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"model.path={str(directory)!r}: {file.name} is damaged: {error}") from error
+
+
+def _eos_ids(path: str, config: PreTrainedConfig) -> list[object]:
+    """Where vLLM ends a response: it is not told of the tokenizer."""
+    try:
+        generation = GenerationConfig.from_pretrained(path)
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    except Exception as error:  # as for any other damaged file
+        raise ConfigError(f"model.path={path!r}: generation_config.json is damaged: {error}") from error
+    ids: object = generation.eos_token_id
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
 def check_context(path: str, model: ModelConfig, rollout: RolloutConfig) -> None:
     """Raise `ConfigError` where prompt and response may together be longer than the model's context."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+    config = _load_config(path, model)
     context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
     require(
@@ -43,9 +113,12 @@ def check_context(path: str, model: ModelConfig, rollout: RolloutConfig) -> None
 
 def check_policy(path: str, model: ModelConfig, train: TrainConfig, algo: AlgoConfig) -> None:
     """Raise `ConfigError` where the model can't be packed, recomputed or replayed as configured. Holds no weights."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    config = _load_config(path, model)
+    try:
+        with torch.device("meta"):
+            built = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # numbers that do not go together may fail anywhere
+        raise ConfigError(f"model.path={path!r}: config.json is of no causal language model: {error}") from error
     CausalPolicy(built, temperature=1.0, packing=train.packing, replay_routing=algo.replay_routing)
     if train.activation_checkpointing:
         recompute_layers(built)

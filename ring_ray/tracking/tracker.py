@@ -50,7 +50,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         (self._directory / "summary.json").unlink(missing_ok=True)  # of an earlier run
         self._metrics = JsonlFile(self._directory / "metrics.jsonl", steps)
         self._rollouts = JsonlFile(self._directory / "rollouts.jsonl", steps)
-        self._faults = JsonlFile(self._directory / "faults.jsonl", None if steps else 0)
+        self._faults = JsonlFile(self._directory / "faults.jsonl", None if wandb_id else 0)  # of the whole run
         self._new_faults = Counter[str]()  # by kind, since the last step
         self._steps: list[Values] = [
             {name: math.nan if value is None else value for name, value in row.items()} for row in self._metrics.kept

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -45,16 +46,16 @@ class Finished:
 
 
 class Command:
-    """``python ARGS`` in its own session."""
+    """``python ARGS`` in its own session; what it prints goes to ``output``, by default to a pipe."""
 
-    def __init__(self, *args: str) -> None:
+    def __init__(self, *args: str, output: IO[str] | None = None) -> None:
         self.mark = f"{os.getpid()}-{id(self)}"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "WANDB_"))}
         self.process = subprocess.Popen(
             [sys.executable, *args],
             cwd=ROOT,
             env=environment | {MARK: self.mark},
-            stdout=subprocess.PIPE,
+            stdout=output or subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
@@ -91,7 +92,7 @@ class Command:
         left_over = [command_line(process) for process in alive]
         for process in alive:
             process.kill()
-        return Finished(self.process.returncode, output, left_over)
+        return Finished(self.process.returncode, output or "", left_over)
 
 
 def train(*overrides: str) -> Finished:

@@ -36,7 +36,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "offload_parameters": True,
     },
 }
-RANKS_AND_VARIANTS = [(ranks, name) for ranks in (1, 2) for name in VARIANTS]
+# One rank alone shares nothing: of what two ranks are tested with it needs each way that parameters are held.
+OF_RANKS = {1: ("no ZeRO", "ZeRO-1", "ZeRO-3", "ZeRO-1, bfloat16"), 2: tuple(VARIANTS)}
+RANKS_AND_VARIANTS = [(ranks, name) for ranks, names in OF_RANKS.items() for name in names]
 MOVES = [  # ranks and variant that a state comes from, and goes to
     ((1, "ZeRO-1"), (2, "ZeRO-1")),
     ((2, "ZeRO-1"), (1, "ZeRO-1")),
@@ -94,7 +96,7 @@ def interrupt(models: str, directory: str, rank: int, ranks: int, port: int) -> 
     """One rank: each variant left alone, and with a snapshot after some steps, to which it is then set back."""
     gc.freeze()  # an engine that is closed collects garbage: not from all modules' objects
     found: dict[str, Any] = {}
-    for name in VARIANTS:
+    for name in OF_RANKS[ranks]:
         engine = start(models, name, rank, ranks, port)
         alone = Trained.by(engine, 0)
         engine.close()

@@ -13,7 +13,7 @@ from ring_ray.types import Prompt, Rollout, Sequence
 from tests.conftest import Run
 from tests.integration.policies import CACHED_TOKENS, ROLLOUT, Policy, almost_full, starts
 
-GROUP_SIZE, PROMPTS = 4, 6
+GROUP_SIZE, PROMPTS = 4, 4
 Workers = tuple[RolloutWorker, RolloutWorker]
 
 

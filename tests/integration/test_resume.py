@@ -10,11 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 from tests.integration.commands import Command, train
-from tests.integration.test_train import SMALL
+from tests.integration.test_train import OFFLINE, SMALL
 
 STEPS = 5
 # Nothing may depend on who is faster, nor on what else the engine decodes at the same time.
-EXACT = (*SMALL, "cluster=colocated", "rollout.deterministic=true", "algo.behaviour=recomputed", f"train.steps={STEPS}")
+EXACT = (
+    *SMALL,
+    OFFLINE,
+    "cluster=colocated",
+    "rollout.deterministic=true",
+    "algo.behaviour=recomputed",
+    f"train.steps={STEPS}",
+)
 
 
 def reported(run_dir: Path) -> list[dict[str, Any]]:

@@ -63,13 +63,14 @@ def job(number: int, directory: Path, script: str, *, cpus: float = 0.01) -> Swe
 DONE = """echo '{"accuracy": {"rl": {"value": 0.5}}}' > summary.json"""
 
 
-def launched(jobs: list[SweepJob]) -> tuple[JobRecord, ...]:
-    return launch_sweep(jobs, address=None, working_dir=None, max_parallel=None, poll_seconds=0.2)
+def launched(jobs: list[SweepJob], upload: Path | None = None) -> tuple[JobRecord, ...]:
+    working_dir = str(upload) if upload else None
+    return launch_sweep(jobs, address=None, working_dir=working_dir, max_parallel=None, poll_seconds=0.2)
 
 
 @pytest.mark.usefixtures("own_cluster")
 def test_jobs_of_a_sweep_run_fail_and_are_kept(tmp_path: Path) -> None:
-    """Two at a time at most: each asks for more than a third of the cores."""
+    """Two at a time at most: each asks for more than a third of the cores. One runs in what was uploaded for it."""
     cores = float(os.cpu_count() or 1)
     together = "ls -d ../busy-* | wc -l >> ../together"
     meet = "for try in $(seq 600); do [ $(ls ../met-* | wc -l) -ge 2 ] && break; sleep 0.1; done"
@@ -80,28 +81,19 @@ def test_jobs_of_a_sweep_run_fail_and_are_kept(tmp_path: Path) -> None:
         job(2, tmp_path, f"{busy}; {DONE}", cpus=0.4 * cores),
         job(3, tmp_path, DONE, cpus=2 * cores),
     ]
-    records = launched(jobs)
+    (upload := tmp_path / "upload").mkdir()
+    (upload / "greeting").write_text("hello")
+    own = jobs[0].directory
+    jobs[0] = replace(jobs[0], command=f"pwd > {own}/place && cp greeting {own} && {jobs[0].command}")
+    records = launched(jobs, upload)
     assert [record.state for record in records] == ["done", "failed", "done", "failed"]
+    assert (own / "greeting").read_text() == "hello"
+    assert (own / "place").read_text().strip() != str(upload)
     assert records[1].error == "error: seed=1: no luck"
     assert "cluster.policy" in records[3].error
     assert max(map(int, (tmp_path / "together").read_text().split())) == 2
     again = launched([jobs[0], job(1, tmp_path, DONE), jobs[2]])
     assert [record.state for record in again] == ["kept", "done", "kept"]
-    assert_nothing_left(tmp_path)
-
-
-@pytest.mark.usefixtures("own_cluster")
-def test_a_directory_is_uploaded_for_the_jobs_to_run_in(tmp_path: Path) -> None:
-    (upload := tmp_path / "upload").mkdir()
-    (upload / "greeting").write_text("hello")
-    uploaded = job(0, tmp_path, "")
-    command = f"pwd > {uploaded.directory}/place && cp greeting {uploaded.directory}"
-    (record,) = launch_sweep(
-        [replace(uploaded, command=command)], address=None, working_dir=str(upload), max_parallel=1, poll_seconds=0.2
-    )
-    assert record.state == "done", record.error
-    assert (uploaded.directory / "greeting").read_text() == "hello"
-    assert (uploaded.directory / "place").read_text().strip() != str(upload)
     assert_nothing_left(tmp_path)
 
 
@@ -143,8 +135,9 @@ def test_an_interrupted_sweep_stops_its_jobs_and_goes_on_with_what_is_missing(tm
 
 @pytest.mark.timeout(600)  # two sweeps
 def test_a_sweep_on_a_running_cluster_with_one_job_that_fails(tmp_path: Path) -> None:
+    quick = [*SMALL, "sft.enabled=never"]
     command = (
-        "python", "jobs/train.py", "-m", *SMALL, "sft.enabled=never", "rollout.max_response_tokens=24,100000",
+        "python", "jobs/train.py", "-m", *quick, "rollout.max_response_tokens=24,100000",
         "hydra/launcher=ray_job", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${hydra.job.num}",
     )  # fmt: skip
     with local_cluster(2, 1) as cluster:
@@ -158,7 +151,7 @@ def test_a_sweep_on_a_running_cluster_with_one_job_that_fails(tmp_path: Path) ->
         assert not (tmp_path / "1" / "summary.json").exists()
         tracking = yaml.safe_load((tmp_path / "0" / "config.yaml").read_text())["tracking"]
         assert (tracking["group"], tracking["job_number"]) == (tmp_path.name, 0)
-        assert tracking["overrides"] == [*SMALL, "sft.enabled=never"]  # which have the same length of responses
+        assert tracking["overrides"] == quick  # which have the same length of responses
         assert cluster.listed("actors", "ALIVE") == []
         again = cluster.run(*command)
         assert "2 jobs: 1 failed, 1 kept" in again.stdout
@@ -167,7 +160,7 @@ def test_a_sweep_on_a_running_cluster_with_one_job_that_fails(tmp_path: Path) ->
 
 def test_ctrl_c_ends_a_real_sweep_cleanly(tmp_path: Path) -> None:
     command = Command(
-        "jobs/train.py", "-m", *SMALL, "seed=0,1", "train.steps=500", "hydra/launcher=ray_job",
+        "jobs/train.py", "-m", *SMALL, "sft.enabled=never", "seed=0,1", "train.steps=500", "hydra/launcher=ray_job",
         f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${hydra.job.num}",
     )  # fmt: skip
     command.wait_for("job 0  running")

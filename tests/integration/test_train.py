@@ -17,8 +17,10 @@ SMALL = (
     "algo.token_budget=1000",
     "algo.groups_per_step=3",
     "rollout.max_response_tokens=24",
-    "tracking.wandb=offline",
+    "tracking.wandb=disabled",
 )
+
+OFFLINE = "tracking.wandb=offline"  # after SMALL: the later value counts
 
 CONTRACT = [
     "step",
@@ -58,7 +60,7 @@ def assert_balanced(step: dict[str, float]) -> None:
 
 def test_c3po_with_a_reference_and_two_ranks(tmp_path: Path) -> None:
     run = train(
-        *SMALL, f"hydra.run.dir={tmp_path}", "algo.kl_coefficient=0.001", "cluster.policy.workers=2",
+        *SMALL, f"hydra.run.dir={tmp_path}", "algo.kl_coefficient=0.001", "cluster.policy.workers=2", OFFLINE,
         "cluster.policy.cpus=0.25", "cluster.reward.workers=2", "cluster.reward.cpus=0.1",
     )  # fmt: skip
     assert run.status == 0, run.output
@@ -138,16 +140,24 @@ def test_grpo_on_a_users_file_and_model(tmp_path: Path) -> None:
 
 
 def test_a_sweep_in_one_process(tmp_path: Path) -> None:
-    run = train("-m", *SMALL, "seed=0,1", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${hydra.job.num}")
+    run = train(
+        "-m", *SMALL, "sft.enabled=never", "evaluation.prompts=2", OFFLINE, "seed=0,1",
+        f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${hydra.job.num}",
+    )  # fmt: skip
     assert run.status == 0, run.output
     assert run.left_over == []
     summaries = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/summary.json"))]
     assert [(summary["seed"], summary["steps"]) for summary in summaries] == [(0, 3), (1, 3)]
 
 
-@pytest.mark.parametrize("moment", ["evaluation: base", "cold start", "step 2/500"])
-def test_interrupt_ends_cleanly(tmp_path: Path, moment: str) -> None:
-    command = Command("jobs/train.py", *SMALL, "train.steps=500", "sft.max_steps=40", f"hydra.run.dir={tmp_path}")
+@pytest.mark.parametrize(
+    ("moment", "sft"), [("evaluation: base", "always"), ("cold start", "always"), ("step 2/500", "never")]
+)
+def test_interrupt_ends_cleanly(tmp_path: Path, moment: str, sft: str) -> None:
+    command = Command(
+        "jobs/train.py", *SMALL, OFFLINE, "train.steps=500", "sft.max_steps=40", f"sft.enabled={sft}",
+        f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
     command.wait_for(moment)
     command.interrupt()
     run = command.finish()
@@ -158,7 +168,7 @@ def test_interrupt_ends_cleanly(tmp_path: Path, moment: str) -> None:
 
 
 def test_a_dead_engine_ends_the_run_with_an_error(tmp_path: Path) -> None:
-    command = Command("jobs/train.py", *SMALL, "train.steps=500", f"hydra.run.dir={tmp_path}")
+    command = Command("jobs/train.py", *SMALL, "sft.enabled=never", "train.steps=500", f"hydra.run.dir={tmp_path}")
     command.wait_for("step 2/500")
     (engine,) = [process for process in command.descendants() if "EngineCore" in " ".join(process.cmdline())]
     engine.kill()

@@ -1,5 +1,6 @@
 """What the tests of training share: batches as the buffer makes them, engines, and ranks as processes."""
 
+import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -100,8 +101,12 @@ def run_ranks(function: Callable[..., dict[str, Any]], directory: str, *argument
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        # The server that ranks are forks of has imported DeepSpeed, which takes seconds, once for all of them.
+        multiprocessing.set_forkserver_preload([__name__])
         groups = [
-            mp.spawn(_rank, (function, directory, arguments, ranks, port), nprocs=ranks, join=False)
+            mp.start_processes(
+                _rank, (function, directory, arguments, ranks, port), ranks, join=False, start_method="forkserver"
+            )
             for ranks, port in [(1, 0), (2, free_port())]
         ]
     for group in groups:

@@ -165,14 +165,14 @@ def test_a_policy_that_can_not_be_is_refused(key: str, values: dict[str, int]) -
 # Crashes
 
 
-class KilledError(Exception):
-    """Nothing in the store expects it."""
+class KilledError(BaseException):
+    """Nothing in the store can catch it, as nothing can catch a kill."""
 
 
 class Fuse:
     """Lets ``left`` bytes and operations pass, then none at all."""
 
-    def __init__(self, left: int, failure: Exception) -> None:
+    def __init__(self, left: int, failure: BaseException) -> None:
         self.left, self.failure = left, failure
 
     def guard(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ def test_a_manifest_that_is_cut_anywhere_is_refused_by_name(tmp_path: Path) -> N
     content = manifest.read_bytes()
     for length in range(len(content)):
         manifest.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match=rf"step-00000001/{MANIFEST}: is no manifest"):
+        with pytest.raises(CheckpointError, match=rf"step-00000001/{MANIFEST}: can't be understood"):
             read_manifest(checkpoint)
 
 
@@ -286,6 +286,59 @@ def test_what_is_not_there_is_named(url: str) -> None:
         read_manifest(checkpoint).record("rollouts.msgpack")
     with pytest.raises(CheckpointError, match=r"step-00000001/gone: can't be read"):
         read_file(checkpoint, FileRecord(name="gone", bytes=0, blake2b=""))
+
+
+class RemoteError(Exception):
+    """As libraries of object stores raise it: no OSError."""
+
+
+@pytest.mark.parametrize("operation", ["ls", "info", "makedirs", "rm", "rm_file", "mv", "cat_file", "_open"])
+def test_trouble_of_any_kind_is_an_error_that_names_the_place_and_loses_nothing(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RemoteError("no such bucket")
+
+    forget_memory()
+    store = CheckpointStore("memory://remote", replace(CONFIG, keep_last=9))
+    whole = save(store, 1)
+    store.begin(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, operation, fail)
+        with pytest.raises(CheckpointError, match=r"memory://.*remote.*: can't be .*: no such bucket"):
+            read(save(store, 3))
+    assert read(whole).keys() == CONTENT.keys()
+    assert 1 in store.steps()
+    forget_memory()
+
+
+@given(st.data())
+def test_a_manifest_that_is_damaged_anywhere_is_read_or_refused_by_name(data: st.DataObject) -> None:
+    forget_memory()
+    checkpoint = save(CheckpointStore("memory://damage", CONFIG), 1)
+    file = MemoryFileSystem.store[f"/damage/step-00000001/{MANIFEST}"]
+    content = bytearray(file.getvalue())
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(content) - 1))
+        content[start : start + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=3))
+    fsspec.filesystem("memory").pipe_file(file.path, bytes(content))
+    try:
+        found = read(checkpoint)
+    except CheckpointError as error:
+        refusal = str(error)
+    else:
+        assert {*found.items()} <= {(name, b"".join(chunks)) for name, chunks in CONTENT.items()}
+        return
+    assert "/damage/step-00000001/" in refusal
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 10**5, b'{"step":' * 10**5, b"\xff", b'{"step": "\xff"}', b"", b"null", b"1e999"]
+)
+def test_what_is_no_manifest_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/{MANIFEST}: can't be understood"):
+        read_manifest(str(tmp_path))
 
 
 # Tensors

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from ring_ray import compose
+from ring_ray import compose, launch
 from ring_ray.compose import CONF
 from ring_ray.config import ConfigError, RunConfig
 from ring_ray.config.keys import sections
@@ -142,6 +142,7 @@ def test_the_readme_documents_both_commands_and_a_sweep() -> None:
         ("algo=c3p0", "algo=c3p0: must be one of c3po, cispo, dapo, grpo, gspo; did you mean c3po?"),
         ("algo.token_budget=abc", "algo.token_budget: Value 'abc' of type 'str' could not be converted to Integer"),
         ("algo.token_budget=1,2", "add --multirun"),
+        ("seed=???", "seed: Missing mandatory value"),
         ("train.steps", "train.steps"),
     ],
 )
@@ -201,6 +202,36 @@ def test_a_mistake_ends_the_command_with_one_line(
     with pytest.raises(SystemExit, match="2"):
         run_main(monkeypatch, "algo.token_budgt=1", *more)
     assert capsys.readouterr().err == "error: algo.token_budgt: no such key; did you mean algo.token_budget?\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["algo=null"], "algo=null: Config group override must be a string or a list. Got NoneType"),
+        (["-m", "algo=null"], "-m algo=null: Config group override must be a string or a list. Got NoneType"),
+        (["a b"], "a b: LexerNoViableAltException: a b"),
+        (["algo=[1]"], "algo=[1]: argument of type 'int' is not iterable"),
+    ],
+)
+def test_what_hydra_stumbles_over_ends_the_command_with_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_main(monkeypatch, *arguments)
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert "Traceback" not in error
+
+
+def test_a_fault_of_the_run_is_not_taken_for_a_mistake_in_its_config(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(config: RunConfig) -> float:
+        raise LookupError(config.run_dir)
+
+    monkeypatch.setattr(launch, "launch", fail)
+    with pytest.raises(LookupError, match=str(tmp_path)):
+        run_main(monkeypatch, f"hydra.run.dir={tmp_path}")
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,24 @@
 """Which checkpoint a run goes on from, and what of its config may have changed."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ring_ray.buffer import BufferState
-from ring_ray.checkpoint.store import CheckpointError, CheckpointStore
+from ring_ray.checkpoint.store import STATE, CheckpointError, CheckpointStore, write_file
 from ring_ray.config import AlgoConfig, CheckpointConfig, ConfigError, RunConfig, TrainConfig
 from ring_ray.evaluation import Accuracy
-from ring_ray.resume import checkpoint_to_resume, differences
+from ring_ray.resume import checkpoint_to_resume, differences, read_state
 from ring_ray.roles import BufferStateRef
-from ring_ray.saver import RunOrigin, Saver
+from ring_ray.saver import RunOrigin, RunState, Saver
 from ring_ray.stream import StreamSnapshot, StreamState
 from tests.unit.checkpoints import LocalArchive
 from tests.unit.fakes import FakePolicy
@@ -151,6 +156,49 @@ def test_a_checkpoint_that_is_not_there_or_damaged_is_named(store: CheckpointSto
     state.write_bytes(state.read_bytes().replace(b"ab12", b"ab13"))
     with pytest.raises(CheckpointError, match=r"state\.json: its content is not what was written"):
         checkpoint_to_resume(config(), store, finished=False)
+
+
+@pytest.mark.parametrize("resume", ["nosuch://bucket/step-00000010", "s3+x://"])
+def test_a_checkpoint_in_no_file_system_is_refused(store: CheckpointStore, resume: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{re.escape(resume)}: no such file system"):
+        checkpoint_to_resume(config(resume=resume), store, finished=False)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_state_of_another_version_is_read_or_refused_by_name(data: st.DataObject) -> None:
+    """The hash is right: so it was written, by another version of this software or by somebody's editor."""
+    state = RunState(step=10, origin=ORIGIN, stream=SNAPSHOT.state, config=config())
+    content = bytearray(msgspec.json.encode(state))
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(content) - 1))
+        content[start : start + data.draw(st.integers(0, 9))] = data.draw(
+            st.binary(max_size=2) | st.sampled_from([b"null", b"-1", b"1e999", b"[", b'"', b"{}"])
+        )
+    with TemporaryDirectory() as directory:
+        store = CheckpointStore(directory, config().checkpoint)
+        checkpoint = store.begin(10)
+        store.commit(10, [write_file(checkpoint, STATE, [bytes(content)])], 0.0)
+        try:
+            read_state(checkpoint)
+        except CheckpointError as error:
+            refusal = str(error)
+        else:
+            return
+    assert refusal.startswith(f"{checkpoint}/{STATE}: can't be understood: ")
+
+
+@pytest.mark.parametrize(("key", "value"), [("token_budget", 0), ("correction_high", None), ("clip_range", "x")])
+def test_a_state_with_a_config_that_is_refused_now_is_named(tmp_path: Path, key: str, value: object) -> None:
+    state = msgspec.to_builtins(RunState(step=10, origin=ORIGIN, stream=SNAPSHOT.state, config=config()))
+    state["config"]["algo"][key] = value
+    store = CheckpointStore(str(tmp_path), config().checkpoint)
+    checkpoint = store.begin(10)
+    store.commit(10, [write_file(checkpoint, STATE, [msgspec.json.encode(state)])], 0.0)
+    with pytest.raises(
+        CheckpointError, match=rf"{STATE}: can't be understood: .*{key if value is not None else 'algo'}"
+    ):
+        read_state(checkpoint)
 
 
 def test_differences_are_found_key_by_key() -> None:
