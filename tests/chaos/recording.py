@@ -87,7 +87,8 @@ class RecordedBuffer(Recorded):
         self._recorder.write(Scored(prompt=prompt_index, reached=reached, equal=equal))
         return await self._role.score(prompt_index, rewards)
 
-    async def advance(self, version: int) -> tuple[Ledger, BufferStatus]:
+    async def advance(self, version: int, skipped: BatchRef | None = None) -> tuple[Ledger, BufferStatus]:
+        assert skipped is None, "a step without finite numbers: the recount knows of none"
         self._recorder.write(Settled(step=version))
         return await self._role.advance(version)
 
