@@ -30,7 +30,7 @@ from ring_ray.report import write_report
 from ring_ray.resume import Resumed, checkpoint_to_resume
 from ring_ray.rewards.registry import FACTORIES
 from ring_ray.stages import Course, Stages
-from ring_ray.stream import StarvedError, check_budget
+from ring_ray.starvation import StarvedError, check_budget
 from ring_ray.tracking import Tracker
 
 USER_ERRORS = (

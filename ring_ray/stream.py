@@ -12,23 +12,22 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ring_ray.algo.pacing import Pacing
-from ring_ray.config import AlgoConfig, ConfigError
+from ring_ray.config import AlgoConfig
 from ring_ray.data.source import Cursor
+from ring_ray.in_flight import InFlight
 from ring_ray.roles import (
     BatchRef,
     BufferRole,
     BufferStateRef,
     BufferStatus,
     RewardRole,
-    RollBackError,
     RolloutLostError,
     RolloutRef,
     RolloutRole,
 )
+from ring_ray.starvation import check_budget, check_supply
 from ring_ray.sync import WeightSync
-from ring_ray.types import BatchSummary, Ledger, Prompt, Rollout, RolloutStatus, Sequence
-
-MAX_PASSES = 10  # over the data for one step; a step that needs more is not going to come
+from ring_ray.types import BatchSummary, Ledger, Prompt, RolloutStatus
 
 
 class Prompts(Protocol):
@@ -63,27 +62,8 @@ class StreamSnapshot:
     unfinished: dict[int, RolloutRef]  # by prompt index, as in ``state``
 
 
-class StarvedError(RuntimeError):
-    """The buffer can't be filled: the data, or what the options leave of it, is too little for the budget."""
-
-
 class LedgerError(RuntimeError):
     """A token was lost or counted twice."""
-
-
-def check_budget(algo: AlgoConfig, prompts: int, max_response_tokens: int) -> None:
-    """Refuse a budget that not even one pass of longest responses over the data could fill."""
-    most = prompts * algo.group_size * max_response_tokens
-    if algo.selection == "tokens" and algo.token_budget > most:
-        raise ConfigError(
-            f"algo.token_budget={algo.token_budget}: one step can never be filled, a pass over the data gives at most "
-            f"{most} tokens ({prompts} prompts x algo.group_size={algo.group_size} x "
-            f"rollout.max_response_tokens={max_response_tokens})"
-        )
-    if algo.selection == "groups" and algo.groups_per_step > prompts:
-        raise ConfigError(
-            f"algo.groups_per_step={algo.groups_per_step}: one step can never be filled, the data has {prompts} prompts"
-        )
 
 
 class RolloutStream:
@@ -124,9 +104,7 @@ class RolloutStream:
             algo, overlap=overlap, max_in_flight=max_in_flight, max_response_tokens=max_response_tokens
         )
         self.generated = 0
-        self._lost = 0  # of those, tokens that are gone with the node that held them
-        self._in_flight: dict[int, tuple[RolloutRef, RolloutStatus]] = {}  # by prompt index, as of the last return
-        self._begun: dict[int, tuple[RolloutRef, RolloutStatus]] = {}  # the same as they began, for one that is lost
+        self._in_flight = InFlight(algo.group_size)
         self._unscored: dict[int, RolloutRef] = {}  # by prompt index: finished and in the buffer
         self._scored = 0  # groups, since the last batch or the last eviction
         self._status = BufferStatus(revision=0, queued=0.0, backlog=0.0)
@@ -196,12 +174,12 @@ class RolloutStream:
         assert not self._open
         state = StreamState(
             generated=self.generated,
-            lost=self._lost,
+            lost=self._in_flight.lost,
             mean_length=self._pacing.mean_length(),
             cursor=self._prompts.state(),
-            unfinished={index: status for index, (_, status) in self._in_flight.items()},
+            unfinished=self._in_flight.statuses(),
         )
-        unfinished = {index: rollout for index, (rollout, _) in self._in_flight.items()}
+        unfinished = self._in_flight.rollouts()
         return StreamSnapshot(state=state, buffer=await self._buffer.snapshot(), unfinished=unfinished)
 
     async def restore(self, snapshot: StreamSnapshot) -> None:
@@ -213,27 +191,27 @@ class RolloutStream:
         state = snapshot.state
         self._prompts.restore(state.cursor)
         self._pacing.restore(state.mean_length)
-        self.generated, self._lost = state.generated, state.lost
-        self._in_flight = {index: (snapshot.unfinished[index], status) for index, status in state.unfinished.items()}
+        self.generated = state.generated
+        self._in_flight.restore(snapshot.unfinished, state.unfinished, state.lost)
         self._status, self._unscored = await self._buffer.restore(snapshot.buffer)
 
     async def _filled(self) -> None:
         """Wait until there is a step to take."""
         while not self._status.ready or self._wave_under_way():
             self._raise_failure()
-            self._check_not_starved()
+            check_supply(self._algo, self._status, scored_groups=self._scored, prompts=len(self._prompts))
             self._changed.clear()
             await self._changed.wait()
         self._raise_failure()
 
     def _account(self, buffered: Ledger) -> Ledger:
-        unfinished = [status for _, status in self._in_flight.values()]
+        in_flight, finished = self._in_flight.tokens
         ledger = replace(
             buffered,
             generated=self.generated,
-            in_flight=sum(status.in_flight_tokens for status in unfinished),
-            waiting=buffered.waiting + sum(status.finished_tokens for status in unfinished),
-            dropped=buffered.dropped + self._lost,
+            in_flight=in_flight,
+            waiting=buffered.waiting + finished,
+            dropped=buffered.dropped + self._in_flight.lost,
         )
         if not ledger.balanced:
             raise LedgerError(
@@ -252,24 +230,18 @@ class RolloutStream:
         """Add prompts while the engines have room and what is under way won't be too old when it is trained."""
         if self._wave_under_way() or (self._in_waves and self._status.ready):
             return
-        unfinished = sum(status.unfinished for _, status in self._in_flight.values())
+        unfinished = self._in_flight.unfinished
         while self._pacing.admits_another(
             unfinished=unfinished, groups=len(self._in_flight), backlog=self._status.backlog
         ):
             prompt = self._prompts.next()
-            self._in_flight[prompt.index] = self._begun[prompt.index] = self._begin(prompt)
+            self._in_flight.begin(prompt)
             unfinished += self._algo.group_size
             if self._open:
                 self._start(self._generate(prompt.index), self._turns)
 
     def _wave_under_way(self) -> bool:
         return self._in_waves and bool(self._in_flight or self._unscored)
-
-    def _begin(self, prompt: Prompt) -> tuple[RolloutRef, RolloutStatus]:
-        """K responses without a token."""
-        size = self._algo.group_size
-        empty = Rollout(prompt=prompt, sequences=(Sequence.start(prompt.token_ids),) * size)
-        return RolloutRef(empty), RolloutStatus(new_tokens=0, in_flight_tokens=0, finished_tokens=0, unfinished=size)
 
     def _start(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(work)
@@ -288,30 +260,22 @@ class RolloutStream:
             try:
                 await self._turn(index)
             except RolloutLostError:
-                self._begin_again(index)
+                self._in_flight.begin_again(index)
 
     async def _turn(self, index: int) -> None:
         """A finished rollout leaves `_in_flight` only when the buffer has it."""
-        grown = await self._rollout.generate(self._in_flight[index][0])
+        grown = await self._rollout.generate(self._in_flight[index])
         if grown is None:
             return
-        rollout, status = self._in_flight[index] = grown
+        rollout, status = grown
+        self._in_flight.grow(index, rollout, status)
         self.generated += status.new_tokens
         if status.finished:
             self._observe(await self._buffer.add(rollout))
             self._pacing.ended(status.finished_tokens)
-            del self._in_flight[index]
-            self._begun.pop(index, None)
+            self._in_flight.end(index)
             self._unscored[index] = rollout
             self._start(self._score(index), self._scorings)
-
-    def _begin_again(self, index: int) -> None:
-        """A rollout's tokens are gone: have others in their place."""
-        if index not in self._begun:
-            raise RollBackError(f"what prompt {index} had got before the run went on is lost", kind="data")
-        _, status = self._in_flight[index]
-        self._lost += status.in_flight_tokens + status.finished_tokens
-        self._in_flight[index] = self._begun[index]
 
     async def _score(self, index: int) -> None:
         try:
@@ -333,15 +297,3 @@ class RolloutStream:
         """Keep the buffer's newest answer: answers may be seen out of order."""
         if status.revision > self._status.revision:
             self._status = status
-
-    def _check_not_starved(self) -> None:
-        passes = self._scored / len(self._prompts)
-        if passes < 1 or self._status.ready or (passes < MAX_PASSES and self._status.queued > 0):
-            return
-        algo = self._algo
-        key = "token_budget" if algo.selection == "tokens" else "groups_per_step"
-        raise StarvedError(
-            f"one optimizer step can't be filled: {passes:.1f} passes over the {len(self._prompts)} prompts gave "
-            f"{self._status.queued:.0%} of algo.{key}={getattr(algo, key)}. Lower it, raise algo.group_size, add data, "
-            f"or look at the rewards and at algo.filter_zero_advantage={algo.filter_zero_advantage}"
-        )

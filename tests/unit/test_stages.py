@@ -25,7 +25,7 @@ from ring_ray.resume import checkpoint_to_resume
 from ring_ray.roles import PolicyStateRef, Roles
 from ring_ray.sft import Demonstration
 from ring_ray.stages import Course, Stages
-from ring_ray.types import Reward, RolloutSample, StepMetrics, Verdict
+from ring_ray.types import Fault, Reward, RolloutSample, StepMetrics, Verdict
 from tests.unit.checkpoints import LocalArchive
 from tests.unit.fakes import FakePolicy, FakePrompts, FakeReward, FakeRollout, LocalBuffer, make_prompt
 
@@ -42,7 +42,8 @@ class Journal:
     def __init__(self) -> None:
         self.stages: list[str] = []
         self.notes: list[Mapping[str, float]] = []
-        self.steps: list[StepMetrics] = []
+        self.rows: list[StepMetrics] = []
+        self.faults: list[Fault] = []
         self.samples: dict[int, Sequence[RolloutSample]] = {}
 
     def stage(self, text: str) -> None:
@@ -52,7 +53,17 @@ class Journal:
         self.notes.append(values)
 
     def log(self, metrics: StepMetrics) -> None:
-        self.steps.append(metrics)
+        self.rows.append(metrics)
+
+    @property
+    def steps(self) -> int:
+        return self.rows[-1].step if self.rows else 0
+
+    def fault(self, fault: Fault) -> None:
+        self.faults.append(fault)
+
+    def rewind(self, steps: int) -> None:
+        self.rows = [row for row in self.rows if row.step <= steps]
 
     def rollouts(self, step: int, samples: Sequence[RolloutSample]) -> None:
         self.samples[step] = samples
@@ -120,7 +131,7 @@ def test_base_cold_start_and_rl_in_order(tmp_path: Path) -> None:
     sft, rl = policy.batches[:2], policy.batches[2:]
     assert all(batch.token_budget == batch.trained_tokens == 12 for batch in sft)
     assert [batch.trained_tokens for batch in rl] == [50, 50, 50]
-    assert len(journal.steps) == 3
+    assert len(journal.rows) == 3
     assert list(journal.samples) == [1, 2, 3]
     assert {sample.domain for samples in journal.samples.values() for sample in samples} == {"d"}
 
@@ -178,7 +189,7 @@ def test_a_run_that_is_resumed_goes_on_in_its_last_stage(tmp_path: Path) -> None
         "c3po",
         "evaluation",
     ]
-    assert [step.step for step in journal.steps] == [4, 5]
+    assert [step.step for step in journal.rows] == [4, 5]
     assert policy.started == [str(tmp_path / "sft")]
     assert [path.rpartition("/")[2] for path in policy.restored] == ["step-00000003"]
     assert rollout.version == 5

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from ring_ray.config import AlgoConfig, ConfigError
 from ring_ray.roles import RolloutRef
-from ring_ray.stream import LedgerError, StarvedError, check_budget
+from ring_ray.starvation import StarvedError, check_budget
+from ring_ray.stream import LedgerError
 from ring_ray.types import Reward, Rollout, RolloutStatus, Verdict
 from tests.unit.fakes import (
     FakePolicy,
