@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +26,15 @@ from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.evaluation import Accuracy
 from ring_ray.health import CollapseError, NonFiniteError
 from ring_ray.metrics import AccuracyInterval
-from ring_ray.reinforcement import RecoveryError
 from ring_ray.report import write_report
 from ring_ray.resume import Resumed, checkpoint_to_resume
 from ring_ray.rewards.registry import FACTORIES
+from ring_ray.roles import RecoveryError, RollBackError
 from ring_ray.stages import Course, Stages
 from ring_ray.starvation import StarvedError, check_budget
 from ring_ray.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 USER_ERRORS = (
     CheckpointError,
@@ -41,6 +44,7 @@ USER_ERRORS = (
     NonFiniteError,
     PlacementError,
     RecoveryError,
+    RollBackError,
     StarvedError,
 )
 """Mistakes that the user can mend: their message says how, a stack trace would only hide it."""
@@ -67,6 +71,8 @@ def claimed(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"hydra.run.dir={run_dir}: another run is under way there") from None
+        except OSError as error:  # a file system without locks
+            logger.warning("%s can't be locked, so that two runs in it would not be noticed: %s", run_dir, error)
         yield
 
 

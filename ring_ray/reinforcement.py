@@ -10,15 +10,11 @@ from ring_ray.checkpoint.store import CheckpointStore
 from ring_ray.config import RunConfig
 from ring_ray.controller import Controller, MemoryMeter, StepLog
 from ring_ray.resume import Resumed, checkpoint_to_go_back_to
-from ring_ray.roles import Roles, RollBackError
+from ring_ray.roles import RecoveryError, Roles, RollBackError
 from ring_ray.saver import RunOrigin, Saver
 from ring_ray.stream import Prompts, RolloutStream, StreamSnapshot
 from ring_ray.sync import WeightSync
 from ring_ray.types import Fault
-
-
-class RecoveryError(RuntimeError):
-    """What a run has lost can't be made good, or was too often in a row."""
 
 
 class TrainingLog(StepLog, Protocol):
@@ -74,7 +70,7 @@ class Reinforcement:
                 furthest, times = max(furthest, reached), 1 if progress else times + 1
                 if times > self._config.recovery.limit:
                     raise RecoveryError(f"{lost.error}; recovery.limit={self._config.recovery.limit}") from error
-                resumed = self._go_back(lost.error)
+                resumed = self._go_back(lost.error, resumed)
 
     def _announce(self) -> None:
         config = self._config
@@ -149,9 +145,13 @@ class Reinforcement:
             return Loss(lost, start)
         return None
 
-    def _go_back(self, lost: RollBackError) -> Resumed:
-        """To the newest checkpoint that will do; what was reported after it is forgotten."""
-        resumed = checkpoint_to_go_back_to(self._store, lost.before)
+    def _go_back(self, lost: RollBackError, begun: Resumed | None) -> Resumed:
+        """To the newest checkpoint that will do, or the one that was ``begun`` from, which may be another run's.
+
+        What was reported after it is forgotten.
+        """
+        will_do = begun if begun and (lost.before is None or begun.state.step <= lost.before) else None
+        resumed = checkpoint_to_go_back_to(self._store, lost.before) or will_do
         if resumed is None:
             since = "" if lost.before is None else f" of step {lost.before} or before"
             every = self._config.checkpoint.every

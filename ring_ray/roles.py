@@ -48,6 +48,10 @@ class RollBackError(RuntimeError):
         self.kind, self.before = kind, before
 
 
+class RecoveryError(RuntimeError):
+    """What a run has lost can't be made good, or was too often in a row."""
+
+
 class RolloutLostError(RuntimeError):
     """The tokens of a rollout are gone with the node that held them."""
 

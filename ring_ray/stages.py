@@ -12,7 +12,7 @@ from ring_ray.evaluation import Accuracy, evaluate
 from ring_ray.health import SkippedSteps
 from ring_ray.reinforcement import Reinforcement, TrainingLog
 from ring_ray.resume import Resumed
-from ring_ray.roles import Roles
+from ring_ray.roles import RecoveryError, Roles, RollBackError
 from ring_ray.saver import RunOrigin
 from ring_ray.sft import Demonstration, cold_start
 from ring_ray.stream import Prompts
@@ -83,7 +83,7 @@ class Stages:
         """All that comes before reinforcement learning."""
         base = sft = await self._measure("base")
         if self._course is not None:
-            model_path = await self._cold_start(model_path, run_dir / self.MODELS[0], self._course)
+            model_path = await self._persistent_cold_start(model_path, run_dir / self.MODELS[0], self._course)
             sft = await self._measure("sft")
         accuracy = {"base": base, "sft": sft}
         if Path(model_path).exists():  # else it is a model hub's name
@@ -98,6 +98,16 @@ class Stages:
         if accuracy.unjudged:
             self._tracker.stage(f"  {accuracy.unjudged} responses could not be judged and count neither way")
         return accuracy
+
+    async def _persistent_cold_start(self, model_path: str, target: Path, course: Course) -> str:
+        """It has no checkpoint: where a rank of the policy is lost, it begins anew."""
+        for _ in range(self._config.recovery.limit):
+            try:
+                return await self._cold_start(model_path, target, course)
+            except RollBackError as error:
+                lost = error
+                self._tracker.stage(f"{lost}; the cold start begins anew")
+        raise RecoveryError(f"{lost}; recovery.limit={self._config.recovery.limit}") from lost
 
     async def _cold_start(self, model_path: str, target: Path, course: Course) -> str:
         config, roles = self._config, self._roles

@@ -70,6 +70,7 @@ class ArchivePool:
         return tuple(chain.from_iterable(cast("list[list[FileRecord]]", ended)))
 
     async def read(self, checkpoint: str, unfinished: Many[int]) -> tuple[BufferStateRef, dict[int, RolloutRef]]:
+        self._end()  # those that wrote it may have died with the policy's node
         call: Any = self._started()[-1].read_rollouts
         found = call.options(num_returns=1 + len(unfinished)).remote(checkpoint, len(unfinished))
         buffer, *rollouts = found if unfinished else [found]
@@ -87,7 +88,10 @@ class ArchivePool:
         """The worker's own error, or that there was none: it died, or what it was given is lost."""
         if isinstance(error, CheckpointError):
             return error
+        self._end()  # the next checkpoint has others
+        return CheckpointError(f"{what}: {error}")
+
+    def _end(self) -> None:
         for worker in self._workers:
             end_actor(worker)
-        self._workers = []  # the next checkpoint has others
-        return CheckpointError(f"{what}: {error}")
+        self._workers = []

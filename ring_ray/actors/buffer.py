@@ -89,7 +89,7 @@ class BufferHandle:
         return await self._ask(self._worker.score.remote(prompt_index, rewards), "take rewards")
 
     async def waiting(self, prompt_index: int) -> RolloutRef:
-        return RolloutRef(self._worker.waiting.remote(prompt_index))
+        return RolloutRef(ray.put(await self._ask(self._worker.waiting.remote(prompt_index), "give a rollout again")))
 
     async def take(self) -> tuple[BatchRef, BatchSummary, BufferStatus]:
         batch, answer = two_refs(self._worker.take.remote())

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 First = TypeVar("First")
 Second = TypeVar("Second")
@@ -34,11 +34,17 @@ class WorkerLostError(RuntimeError):
 
 @asynccontextmanager
 async def expecting(who: str, doing: str, seconds: float | None = None) -> AsyncIterator[None]:
-    """Around a call: raises `WorkerLostError` where the worker ``who`` dies, or is silent for ``seconds``."""
+    """Around a call: raises `WorkerLostError` where the worker ``who`` dies, or is silent for ``seconds``.
+
+    One that raised an error in its constructor is not lost: another would raise it again.
+    """
     try:
         async with asyncio.timeout(seconds) as limit:
             yield
     except RayActorError as error:
+        # The latter is what was asked for that failed, as where its argument died with another worker.
+        if error.actor_init_failed or isinstance(error, RayTaskError):
+            raise
         raise WorkerLostError(f"{who} died, asked to {doing}", silent=False) from error
     except TimeoutError as error:
         if not limit.expired():

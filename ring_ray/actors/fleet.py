@@ -2,7 +2,9 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -12,7 +14,7 @@ from ray.actor import ActorProxy
 from ring_ray.actors.calls import WorkerLostError, end_actor, expecting
 from ring_ray.actors.processes import Whereabouts, autopsy, headline
 from ring_ray.config import RecoveryConfig
-from ring_ray.roles import RolloutLostError
+from ring_ray.roles import RecoveryError, RolloutLostError
 from ring_ray.types import Fault
 
 DEATH_SECONDS = 10  # in which Ray knows that a process is gone
@@ -33,6 +35,20 @@ class Recovery:
     def __init__(self, config: RecoveryConfig, log: FaultLog, directory: Path) -> None:
         self.config, self.log = config, log
         self._directory = directory
+        self._in_a_row = Counter[str]()  # by kind of fault
+        self._numbers = count()  # of stacks
+
+    def lost(self, kind: str, what: str, among: int) -> None:
+        """One of ``among`` workers is about to be started anew. Raises `RecoveryError` where that was often enough."""
+        self._in_a_row[kind] += 1
+        limit = self.config.limit
+        if self._in_a_row[kind] > limit * among:
+            raise RecoveryError(f"{what}; that was the last straw: recovery.limit={limit} in a row for each of {among}")
+        self.log.stage(f"{what}; another is started in its place")
+
+    def well(self, kind: str) -> None:
+        """There was progress since the last loss."""
+        self._in_a_row[kind] = 0
 
     def rollout_lost(self) -> RolloutLostError:
         """To be raised, once it is told."""
@@ -40,11 +56,15 @@ class Recovery:
         self.log.fault(Fault(kind="data", what=str(error), seconds=0.0))
         return error
 
-    def keep(self, stacks: str) -> Path:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._directory / f"stacks-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        path.write_text(stacks)
-        return path
+    def keep(self, stacks: str) -> str:
+        """Where they are now, for people."""
+        path = self._directory / f"stacks-{time.strftime('%Y%m%d-%H%M%S')}-{next(self._numbers)}.txt"
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path.write_text(stacks)
+        except OSError as error:  # as on a full disk: no reason to lose what can be made good
+            return f"could not be kept: {error}"
+        return str(path)
 
 
 class Fleet(Generic[Member]):
@@ -76,8 +96,7 @@ class Fleet(Generic[Member]):
 
     async def ask(self, rank: int, call: Awaitable[T], doing: str, seconds: float | None = None) -> T:
         """What a worker answers, within ``seconds`` if it has started. Raises `WorkerLostError`."""
-        if self._places[rank] is None:
-            await self._find(rank)
+        await self.started(rank)
         async with expecting(self.names[rank], doing, seconds):
             return await call
 
@@ -104,10 +123,12 @@ class Fleet(Generic[Member]):
         told = str(why)
         for rank in lost:
             self._add(rank)
-        if why.silent and lost:
-            told += await self._autopsies(places)
-        for member in lost.values():
-            end_actor(member)
+        try:
+            if why.silent and lost:
+                told += await self._autopsies(places)
+        finally:
+            for member in lost.values():
+                end_actor(member)
         return told
 
     def end(self) -> None:
@@ -117,12 +138,18 @@ class Fleet(Generic[Member]):
     def _add(self, rank: int) -> None:
         self._starts[rank] += 1
         member = self._spawn(rank, self.label(rank))
-        # At once, so that `end` finds it if the next can't be made.
-        self._members[rank : rank + 1] = [member]
-        self._places[rank : rank + 1] = [None]
+        if rank == len(self._members):
+            # At once, so that `end` finds it if the next can't be made.
+            self._members.append(member)
+            self._places.append(None)
+        else:
+            self._members[rank], self._places[rank] = member, None
 
-    async def _find(self, rank: int) -> None:
+    async def started(self, rank: int) -> None:
+        """Wait until a worker has started. Raises `WorkerLostError`, or what its constructor raised."""
         member = self._members[rank]
+        if self._places[rank] is not None:
+            return
         async with expecting(self.names[rank], "start", self.recovery.config.work_seconds):
             place = await _whereabouts(member)
         if self._members[rank] is member:

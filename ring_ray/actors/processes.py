@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,10 +75,8 @@ def examine_and_kill(pid: int) -> str:
         return f"process {pid} is gone"
     told = "\n\n".join(map(_examine, family))
     for member in family:
-        try:
+        with suppress(psutil.Error):  # it ended with its parent
             member.kill()
-        except psutil.NoSuchProcess:
-            continue  # it ended with its parent
     psutil.wait_procs(family, timeout=STACK_SECONDS)
     return told
 
@@ -88,9 +87,9 @@ def _examine(process: psutil.Process) -> str:
         if process.status() == psutil.STATUS_STOPPED:
             return told
         file = _stacks_file(process.pid)
-    except psutil.NoSuchProcess:
-        return f"process {process.pid} is gone"
-    return told + (f"\n{_stacks(process.pid, file)}" if file else "")
+        return told + (f"\n{_stacks(process.pid, file)}" if file else "")
+    except (OSError, psutil.Error) as error:  # it ends meanwhile, or is another user's
+        return f"process {process.pid} can't be looked at: {error}"
 
 
 def _stacks_file(pid: int) -> Path | None:

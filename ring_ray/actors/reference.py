@@ -13,7 +13,7 @@ from ring_ray.actors.memory import held_bytes
 from ring_ray.actors.worker import Worker
 from ring_ray.config import Device, RunConfig
 from ring_ray.engines.hf import ReferenceModel
-from ring_ray.roles import BatchRef, LogprobsRef
+from ring_ray.roles import BatchRef, LogprobsRef, RollBackError
 from ring_ray.types import Fault, FloatArray, TokenBatch
 
 T = TypeVar("T")
@@ -89,8 +89,11 @@ class ReferencePool:
         return await self._persist(score)
 
     async def memory(self) -> int:
-        calls = (worker.memory.remote() for worker in self._fleet)
-        return sum(await self._fleet.ask_all(calls, "measure its memory", self._seconds))
+        async def measure() -> int:
+            calls = (worker.memory.remote() for worker in self._fleet)
+            return sum(await self._fleet.ask_all(calls, "measure its memory", self._seconds))
+
+        return await self._persist(measure)
 
     async def _load(self) -> None:
         if self._model_path is not None:
@@ -99,13 +102,19 @@ class ReferencePool:
 
     async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
         """What ``work`` returns, as often begun as it takes."""
-        for _ in range(self._fleet.recovery.config.limit):
+        recovery, since, what = self._fleet.recovery, time.perf_counter(), ""
+        while True:
             members = dict(enumerate(self._fleet))
             try:
-                return await work()
+                if what:
+                    await self._load()
+                    recovery.log.fault(Fault(kind="reference", what=what, seconds=time.perf_counter() - since))
+                done = await work()
+                recovery.well("reference")
+                return done
             except WorkerLostError as error:
-                start, lost = time.perf_counter(), error
-            what = await self._fleet.replace(members, lost)
-            await self._persist(self._load)
-            self._fleet.recovery.log.fault(Fault(kind="reference", what=what, seconds=time.perf_counter() - start))
-        raise lost
+                since = time.perf_counter()
+                what = await self._fleet.replace(members, error)
+                recovery.lost("reference", what, among=1)
+            except ray.exceptions.ObjectLostError as error:
+                raise RollBackError("a batch is lost with the node that held it", kind="data") from error

@@ -3,11 +3,14 @@
 import asyncio
 import random
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar, cast
 
 import numpy as np
 import ray
 from ray import ObjectRef
+from ray.actor import ActorProxy
 
 from ring_ray.actors.calls import WorkerLostError, two_refs
 from ring_ray.actors.fleet import Fleet
@@ -97,42 +100,72 @@ class RewardPool:
         self._idle = asyncio.Queue[int]()
         for rank in range(len(fleet)):
             self._idle.put_nowait(rank)
+        self._abandoned = set[int]()  # ranks that may be at work all the same
         self._kept = Reservoir[ObjectRef[RolloutSample]](samples, seed)  # the texts stay in Ray's store until asked for
 
     async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
         group = cast("ObjectRef[Rollout]", rollout)
-        reasons = list[str]()
-        while True:
-            rank = await self._idle.get()
-            worker = self._fleet[rank]
-            try:
-                if len(reasons) == self.TRIES:
-                    return await self._fleet.ask(rank, worker.give_up.remote(group, reasons[-1]), "give up a rollout")
-                sample, answer = two_refs(worker.score.remote(group))
-                rewards = await self._fleet.ask(rank, answer, "score a rollout", self._call_seconds)
-                self._kept.offer(sample)
-                return rewards
-            except WorkerLostError as error:
-                reasons.append(await self._replace(rank, error))
-            except ray.exceptions.ObjectLostError as error:
-                raise self._fleet.recovery.rollout_lost() from error
-            finally:
-                self._idle.put_nowait(rank)
+        reason = ""
+        for _ in range(self.TRIES):
+            async with self._worker() as (rank, worker):
+                try:
+                    await self._finish(rank, worker)
+                    sample, answer = two_refs(worker.score.remote(group))
+                    rewards = await self._fleet.ask(rank, answer, "score a rollout", self._call_seconds)
+                except WorkerLostError as error:
+                    reason = await self._replace(rank, worker, error)
+                    continue
+                except ray.exceptions.ObjectLostError as error:
+                    raise self._fleet.recovery.rollout_lost() from error
+            self._kept.offer(sample)
+            self._fleet.recovery.well("reward")
+            return rewards
+        return await self._give_up(group, reason)
 
     async def samples(self) -> tuple[RolloutSample, ...]:
-        """Waits for no worker: what is kept was scored before."""
-        return tuple(await asyncio.gather(*self._kept.take()))
+        """Waits for no worker: what is kept was scored before. Without those that are lost with their nodes."""
+        found = await asyncio.gather(*self._kept.take(), return_exceptions=True)
+        return tuple(sample for sample in found if isinstance(sample, RolloutSample))
 
-    async def _replace(self, rank: int, error: WorkerLostError) -> str:
+    @asynccontextmanager
+    async def _worker(self) -> AsyncIterator[tuple[int, ActorProxy[RewardWorker]]]:
+        """One that has nothing to do."""
+        rank = await self._idle.get()
+        try:
+            yield rank, self._fleet[rank]
+        except asyncio.CancelledError:
+            self._abandoned.add(rank)
+            raise
+        finally:
+            self._idle.put_nowait(rank)
+
+    async def _finish(self, rank: int, worker: ActorProxy[RewardWorker]) -> None:
+        """Wait until the worker has done what nobody waits for any more: its next time limit begins then."""
+        if rank in self._abandoned:
+            self._abandoned.remove(rank)
+            await self._fleet.ask(rank, worker.whereabouts.remote(), "finish a rollout", self._call_seconds)
+
+    async def _give_up(self, group: "ObjectRef[Rollout]", reason: str) -> tuple[Reward, ...]:
+        """A rollout that nobody lived to score."""
+        while True:
+            async with self._worker() as (rank, worker):
+                try:
+                    await self._finish(rank, worker)
+                    call = worker.give_up.remote(group, reason)
+                    return await self._fleet.ask(rank, call, "give up a rollout", self._call_seconds)
+                except WorkerLostError as error:
+                    await self._replace(rank, worker, error)
+
+    async def _replace(self, rank: int, worker: ActorProxy[RewardWorker], error: WorkerLostError) -> str:
         """Returns why, once the worker's successor has started."""
-        start = time.perf_counter()
-        for _ in range(self._fleet.recovery.config.limit):
-            what = await self._fleet.replace({rank: self._fleet[rank]}, error)
+        recovery, since = self._fleet.recovery, time.perf_counter()
+        while True:
+            what = await self._fleet.replace({rank: worker}, error)
+            recovery.lost("reward", what, among=len(self._fleet))
             try:
-                await self._fleet.ask(rank, self._fleet[rank].whereabouts.remote(), "start")
+                await self._fleet.started(rank)
             except WorkerLostError as again:
-                error = again
+                worker, error = self._fleet[rank], again
                 continue
-            self._fleet.recovery.log.fault(Fault(kind="reward", what=what, seconds=time.perf_counter() - start))
+            recovery.log.fault(Fault(kind="reward", what=what, seconds=time.perf_counter() - since))
             return what
-        raise error

@@ -152,6 +152,11 @@ class VllmEngine:
         await self._call("pong")
 
     @property
+    def dead(self) -> bool:
+        """Whether it has failed for good; its processes may be there yet."""
+        return bool(self._llm.errored)
+
+    @property
     def processes(self) -> list[int]:
         """Ids of the processes without which nothing here answers any more, or ever."""
         return [process.pid for process in self._llm.engine_core.resources.engine_manager.processes]

@@ -97,7 +97,7 @@ class Tracker(AbstractContextManager["Tracker"]):
     def fault(self, fault: Fault) -> None:
         """Record that something broke and was made good."""
         self._new_faults[fault.kind] += 1
-        self._faults.append({"step": self.steps, **asdict(fault)})
+        self._faults.append({"step": self._steps[-1]["step"] if self._steps else 0, **asdict(fault)})
         self.stage(f"recovered in {fault.seconds:.1f} s: {fault.what}")
 
     def rewind(self, steps: int) -> None:
@@ -105,7 +105,7 @@ class Tracker(AbstractContextManager["Tracker"]):
 
         In W&B they stay, and come once more.
         """
-        del self._steps[steps:]
+        self._steps = [step for step in self._steps if step["step"] <= steps]
         self._metrics.rewind(steps)
         self._rollouts.rewind(steps)
         self._terminal.rewind(steps)

@@ -38,6 +38,17 @@ def marked(mark: str) -> list[psutil.Process]:
     return [process for process in psutil.process_iter() if process.pid != os.getpid() and mark_of(process) == mark]
 
 
+def wait_for(process: "subprocess.Popen[str]", text: str) -> str:
+    """The first line with ``text`` that the process prints from now on."""
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"the command ended before it printed {text!r}:\n{''.join(seen)}")
+
+
 @dataclass(frozen=True)
 class Finished:
     status: int
@@ -62,15 +73,9 @@ class Command:
             preexec_fn=heed_interrupts,
         )
 
-    def wait_for(self, text: str) -> None:
-        """Return once a line with ``text`` was printed."""
-        assert self.process.stdout is not None
-        seen = []
-        for line in self.process.stdout:
-            seen.append(line)
-            if text in line:
-                return
-        raise AssertionError(f"the command ended before it printed {text!r}:\n{''.join(seen)}")
+    def wait_for(self, text: str) -> str:
+        """See `wait_for`."""
+        return wait_for(self.process, text)
 
     def interrupt(self) -> None:
         """What Ctrl-C does: SIGINT to the whole foreground process group."""

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -31,6 +31,22 @@ READY_SECONDS = 60
 class LocalCluster:
     environment: dict[str, str]  # of commands that shall find it; a job's home directory is ``home``
     home: Path
+    port: int  # that nodes join at
+    nodes: "list[subprocess.Popen[str]]" = field(default_factory=list)  # the head first
+
+    def add_node(self, cpus: int, *options: str) -> None:
+        """Start a node that says it has ``cpus`` cores, with further ``options``, and wait until the others know it."""
+        place = options or (f"--address=127.0.0.1:{self.port}",)
+        start = ("ray", "start", "--block", "--disable-usage-stats", f"--num-cpus={cpus}", *place)
+        self.nodes.append(self.popen(*start))
+        _wait_until_ready(self)
+
+    def kill_node(self, index: int) -> None:
+        """As when its power goes: all of its processes are gone at once."""
+        session = self.nodes.pop(index).pid  # Ray has some of a node's processes adopted by others
+        for process in psutil.process_iter():
+            if os.getsid(process.pid) == session:
+                process.kill()
 
     def popen(self, *command: str) -> "subprocess.Popen[str]":
         """``command`` in the checkout, its output in a pipe."""
@@ -86,17 +102,14 @@ def local_cluster(*cpus: int) -> Iterator[LocalCluster]:
     environment = _environment(ports, home)
     if not others:
         environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # whatever its name says: listen on loopback only
-    cluster = LocalCluster(environment, home)
-    start = ("ray", "start", "--block", "--disable-usage-stats")
-    place = ("--head", f"--temp-dir={directory / 'ray'}", *(f"--{name}={port}" for name, port in ports.items()))
-    nodes = [cluster.popen(*start, *place, f"--num-cpus={first}")]
+    cluster = LocalCluster(environment, home, ports["port"])
+    head = ("--head", f"--temp-dir={directory / 'ray'}", *(f"--{name}={port}" for name, port in ports.items()))
     with ExitStack() as cleanup:
         cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
-        cleanup.callback(_end, cluster, nodes)
-        _wait_until_ready(cluster, nodes)
+        cleanup.callback(_end, cluster)
+        cluster.add_node(first, *head)
         for cores in others:
-            nodes.append(cluster.popen(*start, f"--address=127.0.0.1:{ports['port']}", f"--num-cpus={cores}"))
-            _wait_until_ready(cluster, nodes)
+            cluster.add_node(cores)
         yield cluster
 
 
@@ -113,10 +126,10 @@ def _environment(ports: dict[str, int], home: Path) -> dict[str, str]:
     }
 
 
-def _wait_until_ready(cluster: LocalCluster, nodes: "list[subprocess.Popen[str]]") -> None:
+def _wait_until_ready(cluster: LocalCluster) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    while not _ready(cluster, len(nodes)):
-        for node in nodes:
+    while not _ready(cluster, len(cluster.nodes)):
+        for node in cluster.nodes:
             assert node.poll() is None, node.stdout and node.stdout.read()
         assert time.monotonic() < deadline, "the cluster does not start"
         time.sleep(0.2)
@@ -130,8 +143,8 @@ def _ready(cluster: LocalCluster, nodes: int) -> bool:
         return False
 
 
-def _end(cluster: LocalCluster, nodes: "list[subprocess.Popen[str]]") -> None:
-    for node in reversed(nodes):
+def _end(cluster: LocalCluster) -> None:
+    for node in reversed(cluster.nodes):
         node.send_signal(signal.SIGTERM)
         node.communicate(timeout=60)
     left = cluster.wait_until_gone("")

@@ -188,3 +188,12 @@ def test_a_silent_engine_is_replaced_and_its_rollout_goes_on(tiny: str, run: Run
     (fault,) = faults.faults
     assert "rollout engine 0 has not answered for 5 s, asked to answer a ping" in fault.what
     assert fault.seconds > 0
+
+
+def test_a_constructor_that_fails_is_no_fault_to_recover_from(tiny: str, run: Run) -> None:
+    faults = Faults()
+    fleet = make_fleet(RolloutWorker, "rollout engine", f"{tiny}/none", RunConfig(), "cpu", 0, log=faults)
+    with pytest.raises(ray.exceptions.RayActorError, match=r"/none is no Hugging Face model directory"):
+        run(RolloutPool(fleet, "object_store").resume())
+    fleet.end()
+    assert faults.stages == faults.faults == []
