@@ -165,14 +165,3 @@ def test_interrupt_ends_cleanly(tmp_path: Path, moment: str, sft: str) -> None:
     assert "Traceback" not in run.output
     assert run.left_over == []
     assert (tmp_path / "report.html").exists() == (moment == "step 2/500")
-
-
-def test_a_dead_engine_ends_the_run_with_an_error(tmp_path: Path) -> None:
-    command = Command("jobs/train.py", *SMALL, "sft.enabled=never", "train.steps=500", f"hydra.run.dir={tmp_path}")
-    command.wait_for("step 2/500")
-    (engine,) = [process for process in command.descendants() if "EngineCore" in " ".join(process.cmdline())]
-    engine.kill()
-    run = command.finish(timeout=60)
-    assert run.status not in (0, 130), run.output
-    assert "EngineDead" in run.output
-    assert run.left_over == []
