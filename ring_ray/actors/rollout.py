@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, cast
@@ -42,8 +43,9 @@ class RolloutWorker(Worker):
             replay_routing=config.algo.replay_routing,
             sleeps=config.cluster.take_turns,
         )
+        self._closing = threading.Event()
         for process in engine.processes:
-            exit_with(process)
+            exit_with(process, unless=self._closing)
         self._engine: RolloutEngine = engine
         self._is_dead: Callable[[], bool] = lambda: engine.dead
 
@@ -99,6 +101,7 @@ class RolloutWorker(Worker):
 
     @ray.method
     async def close(self) -> None:
+        self._closing.set()
         await self._engine.close()
 
     async def _answer(self, call: Awaitable[T]) -> T:
@@ -178,7 +181,6 @@ class RolloutPool:
 
     async def resume(self, version: int | None = None) -> None:
         seconds = self._recovery.config.work_seconds
-        await asyncio.gather(*map(self._fleet.started, self._receivers))
         resumed = await self._engines.ask(
             self._receivers, lambda worker, _: worker.resume.remote(version), "resume", seconds
         )
@@ -202,7 +204,6 @@ class RolloutPool:
         return sum(held.values())
 
     async def close(self) -> None:
-        """Also ends the workers, which do not outlive their engines."""
         self._engines.end()
         closed = await asyncio.gather(*(worker.close.remote() for worker in self._fleet), return_exceptions=True)
         for error in closed:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -143,6 +144,9 @@ class Supervisor(Generic[Engine]):
     async def _ping(self) -> None:
         """Take engines that do not answer for lost."""
         seconds = self._recovery.config.answer_seconds
+        for rank in list(self.up):
+            with suppress(WorkerLostError):  # which the first ping finds
+                await self._fleet.started(rank)  # and known: who falls silent can't say where it is
         while True:
             await asyncio.sleep(seconds / PINGS)
             if self._watching:

@@ -25,13 +25,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ring_ray.engines.weights import Layout, Parcel, TensorSpec, Transport, checksum, make_transport
 
 
-def exit_with(pid: int) -> None:
-    """End this process when process ``pid`` ends, however that ends: an engine would wait for work forever."""
+def exit_with(pid: int, unless: threading.Event | None = None) -> None:
+    """End this process when process ``pid`` ends, however that ends: an engine would wait for work forever.
+
+    Not if that ends once ``unless`` is set.
+    """
     ended = os.pidfd_open(pid)
 
     def wait() -> None:
         select.select([ended], [], [])
-        os._exit(1)
+        if unless is None or not unless.is_set():
+            os._exit(1)
+        os.close(ended)
 
     threading.Thread(target=wait, name="exit-with", daemon=True).start()
 
