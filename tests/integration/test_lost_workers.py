@@ -54,8 +54,10 @@ class MortalReward(RewardWorker):
     @ray.method(num_returns=2)
     def score(self, rollout: Rollout):  # type: ignore[no-untyped-def,override]
         index = rollout.prompt.index
-        if index == 1 or (index == 2 and not self._path.exists()):
+        if index == 2 and not self._path.exists():
             self._path.touch()
+            index = 1
+        if index == 1:
             os._exit(1)
         if index == 3:
             while True:
