@@ -3,6 +3,7 @@
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,7 +106,7 @@ def test_driver_and_actors_import_the_uploaded_code(cluster: LocalCluster, tmp_p
 
 
 def test_without_the_token_nothing_is_told(cluster: LocalCluster) -> None:
-    stranger = LocalCluster(cluster.environment | {"RAY_AUTH_TOKEN": "0" * 64}, cluster.home)
+    stranger = replace(cluster, environment=cluster.environment | {"RAY_AUTH_TOKEN": "0" * 64})
     found = stranger.run("jobs/submit.sh", *QUICK)
     assert found.returncode != 0
     assert "token" in found.stdout

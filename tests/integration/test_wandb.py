@@ -25,6 +25,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from ring_ray.tracking import Tracker
+from ring_ray.types import Fault
 from tests.unit.test_tracking import distinct_metrics, run_config, sample
 run_dir, mode, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 config = run_config(run_dir, wandb=mode, steps=steps)
@@ -38,6 +39,7 @@ with Tracker(config) as tracker:
     tracker.note({"accuracy/base": 0.25})
     tracker.note({"sft/step": 1, "sft/loss": 2.5, "sft/entropy": 1.5, "sft/accuracy": 0.5})
     for step in range(1, steps + 1):
+        tracker.fault(Fault(kind="rollout", what="an engine died", seconds=2.0))
         tracker.log(replace(distinct_metrics(), step=step))
         tracker.rollouts(step, [sample(response=f"response {step}")])
     tracker.artifacts([run_dir / "model", run_dir / "step-00000020"])
