@@ -28,10 +28,6 @@ class Whereabouts(NamedTuple):
     pid: int
 
 
-def whereabouts() -> Whereabouts:
-    return Whereabouts(ray.get_runtime_context().get_node_id(), os.getpid())
-
-
 def offer_stacks() -> None:
     """Have this process write its stacks when it gets SIGUSR1."""
     file = os.fdopen(os.memfd_create(STACKS), "w")  # faulthandler has the descriptor only: keep the file open
@@ -63,10 +59,6 @@ def headline(autopsy: str) -> str:
 
 @ray.remote(num_cpus=0)
 def _examine_and_kill(pid: int) -> str:
-    return examine_and_kill(pid)
-
-
-def examine_and_kill(pid: int) -> str:
     """See `autopsy`; on the process's own node."""
     try:
         process = psutil.Process(pid)

@@ -1,10 +1,11 @@
 """What all actors have in common."""
 
+import os
 from typing import Any
 
 import ray
 
-from ring_ray.actors.processes import Whereabouts, offer_stacks, whereabouts
+from ring_ray.actors.processes import Whereabouts, offer_stacks
 
 
 class Worker:
@@ -19,4 +20,4 @@ class Worker:
 
     @ray.method
     def whereabouts(self) -> Whereabouts:
-        return whereabouts()
+        return Whereabouts(ray.get_runtime_context().get_node_id(), os.getpid())
