@@ -39,8 +39,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ring_ray.config import ConfigError, ModelConfig, RunConfig
-from ring_ray.engines.deepspeed import REDUCE_BUCKET
 from ring_ray.engines.modules import sparse_moe_blocks
+from ring_ray.engines.optimizer import REDUCE_BUCKET
 
 GIB = 2**30
 FREE_SHARE = 0.1  # of a GPU: CUDA contexts, NCCL, workspaces of kernels, fragmentation

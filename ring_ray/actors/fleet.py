@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -29,6 +30,15 @@ class FaultLog(Protocol):
     def fault(self, fault: Fault) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """Of a worker, whose successor has started."""
+
+    kind: str  # of fault
+    what: str  # had happened, for people
+    since: float  # on the clock of time.perf_counter
+
+
 class Recovery:
     """What the fleets of a run share: their limits, whom they tell, and where the stacks of silent processes go."""
 
@@ -45,6 +55,9 @@ class Recovery:
         if self._in_a_row[kind] > limit * among:
             raise RecoveryError(f"{what}; that was the last straw: recovery.limit={limit} in a row for each of {among}")
         self.log.stage(f"{what}; another is started in its place")
+
+    def made_good(self, outage: Outage) -> None:
+        self.log.fault(Fault(kind=outage.kind, what=outage.what, seconds=time.perf_counter() - outage.since))
 
     def well(self, kind: str) -> None:
         """There was progress since the last loss."""
@@ -112,6 +125,28 @@ class Fleet(Generic[Member]):
         ]
         found = await asyncio.gather(*asked, return_exceptions=True)
         return next((error for error in found if isinstance(error, WorkerLostError) and not error.silent), None)
+
+    async def make_good(
+        self,
+        kind: str,
+        lost: dict[int, ActorProxy[Member]],
+        why: WorkerLostError,
+        ready: Callable[[], Awaitable[object]],
+    ) -> Outage:
+        """Start others in the places of ``lost``, by rank, until they are ``ready``, which may lose them as well.
+
+        Raises `RecoveryError` where that happens too often.
+        """
+        since = time.perf_counter()
+        while True:
+            what = await self.replace(lost, why)
+            self.recovery.lost(kind, what, among=len(self) // len(lost))
+            lost = {rank: self._members[rank] for rank in lost}
+            try:
+                await ready()
+                return Outage(kind, what, since)
+            except WorkerLostError as again:
+                why = again
 
     async def replace(self, lost: dict[int, ActorProxy[Member]], why: WorkerLostError) -> str:
         """Start others in the places of ``lost``, by rank, as far as nobody has; returns what happened, for people.

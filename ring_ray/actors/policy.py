@@ -19,7 +19,8 @@ from ring_ray.checkpoint.store import CheckpointError, read_manifest
 from ring_ray.checkpoint.tensors import POLICY, read_tensors
 from ring_ray.config import AlgoConfig, Device, RunConfig, TrainConfig
 from ring_ray.engines.deepspeed import DeepSpeedEngine
-from ring_ray.engines.weights import Parcel, Transport, checksum, make_transport, parcels
+from ring_ray.engines.transports import make_transport
+from ring_ray.engines.weights import Parcel, Transport, checksum, parcels
 from ring_ray.roles import BatchRef, LogprobsRef, ParcelRef, PolicyStateRef, RollBackError
 from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics
 

@@ -1,6 +1,5 @@
 """The reference policy: frozen, spawned only where the KL coefficient is above 0."""
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, cast
 
@@ -14,7 +13,7 @@ from ring_ray.actors.worker import Worker
 from ring_ray.config import Device, RunConfig
 from ring_ray.engines.hf import ReferenceModel
 from ring_ray.roles import BatchRef, LogprobsRef, RollBackError
-from ring_ray.types import Fault, FloatArray, TokenBatch
+from ring_ray.types import FloatArray, TokenBatch
 
 T = TypeVar("T")
 
@@ -102,19 +101,14 @@ class ReferencePool:
 
     async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
         """What ``work`` returns, as often begun as it takes."""
-        recovery, since, what = self._fleet.recovery, time.perf_counter(), ""
+        recovery = self._fleet.recovery
         while True:
             members = dict(enumerate(self._fleet))
             try:
-                if what:
-                    await self._load()
-                    recovery.log.fault(Fault(kind="reference", what=what, seconds=time.perf_counter() - since))
                 done = await work()
                 recovery.well("reference")
                 return done
             except WorkerLostError as error:
-                since = time.perf_counter()
-                what = await self._fleet.replace(members, error)
-                recovery.lost("reference", what, among=1)
+                recovery.made_good(await self._fleet.make_good("reference", members, error, self._load))
             except ray.exceptions.ObjectLostError as error:
                 raise RollBackError("a batch is lost with the node that held it", kind="data") from error

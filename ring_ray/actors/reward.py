@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar, cast
@@ -19,7 +18,7 @@ from ring_ray.config import RunConfig
 from ring_ray.data.tokenizer import decode, load_tokenizer
 from ring_ray.rewards.registry import Verifiers
 from ring_ray.roles import RolloutRef
-from ring_ray.types import Fault, Reward, Rollout, RolloutSample, Verdict
+from ring_ray.types import Reward, Rollout, RolloutSample, Verdict
 
 Item = TypeVar("Item")
 
@@ -158,14 +157,6 @@ class RewardPool:
 
     async def _replace(self, rank: int, worker: ActorProxy[RewardWorker], error: WorkerLostError) -> str:
         """Returns why, once the worker's successor has started."""
-        recovery, since = self._fleet.recovery, time.perf_counter()
-        while True:
-            what = await self._fleet.replace({rank: worker}, error)
-            recovery.lost("reward", what, among=len(self._fleet))
-            try:
-                await self._fleet.started(rank)
-            except WorkerLostError as again:
-                worker, error = self._fleet[rank], again
-                continue
-            recovery.log.fault(Fault(kind="reward", what=what, seconds=time.perf_counter() - since))
-            return what
+        outage = await self._fleet.make_good("reward", {rank: worker}, error, lambda: self._fleet.started(rank))
+        self._fleet.recovery.made_good(outage)
+        return outage.what

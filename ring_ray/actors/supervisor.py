@@ -1,7 +1,6 @@
 """Which rollout workers are up, and how others come in the places of those that are lost."""
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from ray.actor import ActorProxy
 from ray.exceptions import RayActorError
 
 from ring_ray.actors.calls import WorkerLostError, expecting
-from ring_ray.actors.fleet import Fleet
-from ring_ray.types import Fault
+from ring_ray.actors.fleet import Fleet, Outage
 
 Engine = TypeVar("Engine")
 T = TypeVar("T")
@@ -26,8 +24,7 @@ class Newcomer(Generic[Engine]):
     """A worker in the place of one that was lost."""
 
     worker: ActorProxy[Engine]
-    what: str  # had happened
-    since: float  # on the clock of time.perf_counter
+    outage: Outage  # which it makes good once it has the weights
 
 
 class Supervisor(Generic[Engine]):
@@ -43,7 +40,7 @@ class Supervisor(Generic[Engine]):
         self.up: dict[int, ActorProxy[Engine]] = dict(enumerate(fleet))
         self.back: dict[int, Newcomer[Engine]] = {}
         self.asleep = False
-        self._fleet, self._recovery = fleet, fleet.recovery
+        self._fleet = fleet
         self._changed = asyncio.Condition()
         self._failure: Exception | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,8 +93,7 @@ class Supervisor(Generic[Engine]):
         for rank, worker in workers.items():
             self.up[rank] = worker
             if newcomer := self.back.pop(rank, None):
-                seconds = time.perf_counter() - newcomer.since
-                self._recovery.log.fault(Fault(kind="rollout", what=newcomer.what, seconds=seconds))
+                self._fleet.recovery.made_good(newcomer.outage)
         await self.notify()
 
     def watch(self, on: bool) -> None:
@@ -123,27 +119,24 @@ class Supervisor(Generic[Engine]):
             task.cancel()
 
     async def _bring_back(self, rank: int, worker: ActorProxy[Engine], error: WorkerLostError) -> None:
-        since, seconds = time.perf_counter(), self._recovery.config.work_seconds
-        while True:
-            what = await self._fleet.replace({rank: worker}, error)
-            self._recovery.lost("rollout", what, among=len(self._fleet))
-            worker = self._fleet[rank]
-            handle: Any = worker
-            try:
-                await self._fleet.ask(rank, handle.resume.remote(None), "start", seconds)
-                if self.asleep:
-                    await self._fleet.ask(rank, handle.interrupt.remote(True), "sleep", seconds)
-            except WorkerLostError as lost:
-                error = lost
-            except RayActorError as failed:  # in its constructor, as where what it needs is not free yet
-                error = WorkerLostError(f"{self._fleet.names[rank]} can't start: {failed}", silent=False)
-            else:
-                self.back[rank] = Newcomer(worker, what, since)
-                return await self.notify()
+        outage = await self._fleet.make_good("rollout", {rank: worker}, error, lambda: self._ready(rank))
+        self.back[rank] = Newcomer(self._fleet[rank], outage)
+        await self.notify()
+
+    async def _ready(self, rank: int) -> None:
+        """Have a newcomer do what the others do: sample, or sleep. Raises `WorkerLostError`."""
+        newcomer: Any = self._fleet[rank]
+        seconds = self._fleet.recovery.config.work_seconds
+        try:
+            await self._fleet.ask(rank, newcomer.resume.remote(None), "start", seconds)
+            if self.asleep:
+                await self._fleet.ask(rank, newcomer.interrupt.remote(True), "sleep", seconds)
+        except RayActorError as failed:  # in its constructor, as where what it needs is not free yet
+            raise WorkerLostError(f"{self._fleet.names[rank]} can't start: {failed}", silent=False) from failed
 
     async def _ping(self) -> None:
         """Take engines that do not answer for lost."""
-        seconds = self._recovery.config.answer_seconds
+        seconds = self._fleet.recovery.config.answer_seconds
         for rank in list(self.up):
             with suppress(WorkerLostError):  # which the first ping finds
                 await self._fleet.started(rank)  # and known: who falls silent can't say where it is

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 from transformers import AutoTokenizer
 from transformers.core_model_loading import revert_weight_conversion
@@ -17,14 +17,13 @@ from transformers.core_model_loading import revert_weight_conversion
 from ring_ray.algo.loss import StepSums, accumulate, update_metrics
 from ring_ray.algo.packing import MicroBatch, Rows, collate, pack, token_weights
 from ring_ray.config import AlgoConfig, ModelConfig, TrainConfig
+from ring_ray.engines.broadcast import listening_store
 from ring_ray.engines.hf import CausalPolicy, load_model, rank_logprobs
 from ring_ray.engines.host_memory import HostMemory, free, tensors_in
 from ring_ray.engines.modules import conversion_groups, recompute_layers, sparse_moe_blocks, unique_tensors
+from ring_ray.engines.optimizer import Optimizer, deepspeed_config
 from ring_ray.engines.training_state import TrainingState
-from ring_ray.engines.weights import listening_store
 from ring_ray.types import FloatArray, TokenBatch, UpdateMetrics
-
-REDUCE_BUCKET = 50_000_000  # gradients that travel at a time; ZeRO-3 holds a buffer for them throughout
 
 
 class DeepSpeedEngine:
@@ -101,8 +100,11 @@ class DeepSpeedEngine:
             sum_over_ranks=_sum_over_ranks,
         )
         total = _total(sums)
-        learning_rate = self._set_learning_rate()
-        grad_norm = self._step(skip=not math.isfinite(total.loss(self._algo, batch.trained_tokens)))
+        learning_rate, grad_norm = self._optimizer.step(
+            self._engine,
+            after=int(self._steps),
+            skip=not math.isfinite(total.loss(self._algo, batch.trained_tokens)),
+        )
         metrics = update_metrics(
             total,
             self._algo,
@@ -175,16 +177,16 @@ class DeepSpeedEngine:
             # The objects can't be relied on to go: DeepSpeed's ZeRO-3 has the model in caches that outlive the engine.
             free(tensors)
             self._engine, self._host_memory = None, HostMemory()
-            del self._policy
+            del self._policy, self._optimizer
             gc.collect()  # modules, hooks and optimizer refer to each other
 
     def _initialize(self, dtype: str) -> Any:
-        optimizer = self._make_optimizer()
-        config = _deepspeed_config(dtype, self._train, sum(p.numel() for p in self._policy.parameters()))
+        self._optimizer = Optimizer(self._policy.parameters(), self._train)
+        config = deepspeed_config(dtype, self._train, sum(p.numel() for p in self._policy.parameters()))
         if self._train.zero_stage == 3:
             self._shard(dtype, config)
         return self._deepspeed.initialize(
-            model=self._policy, optimizer=optimizer, config=config, dist_init_required=False
+            model=self._policy, optimizer=self._optimizer.adamw, config=config, dist_init_required=False
         )[0]
 
     def _shard(self, dtype: str, config: dict[str, Any]) -> None:
@@ -197,47 +199,6 @@ class DeepSpeedEngine:
             parameter.data = parameter.data.to(getattr(torch, dtype))
         self._deepspeed.zero.Init(module=self._policy, config_dict_or_path=config)
         self._policy.to(self._device)  # buffers alone: parameters are empty but for their shards, which stay
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        optimizer = torch.optim.AdamW(
-            self._policy.parameters(),
-            lr=self._train.learning_rate,
-            weight_decay=self._train.weight_decay,
-            fused=True,  # the fastest, on CPUs as well, where it steps with offload_optimizer
-        )
-        self._grad_norm = 0.0
-        if self._train.zero_stage == 0:
-            # DeepSpeed clips here too, but keeps the norm to itself.
-            optimizer.register_step_pre_hook(self._clip_gradients)
-        return optimizer
-
-    def _set_learning_rate(self) -> float:
-        rate = self._train.learning_rate * min(1.0, (int(self._steps) + 1) / max(self._train.warmup_steps, 1))
-        for group in self._engine.basic_optimizer.param_groups:
-            group["lr"] = rate
-        return rate
-
-    def _step(self, *, skip: bool) -> float:
-        """Step with the gradient, unless ``skip`` or it is not finite; it is gone then. Returns its norm."""
-        self._have_optimizer(skip=skip)
-        self._engine.step()
-        if self._train.zero_stage == 0:
-            return self._grad_norm
-        norm = float(self._engine.get_global_grad_norm())
-        if not math.isfinite(norm) and self._train.offload_optimizer:
-            # In bfloat16 DeepSpeed keeps it there, and would add the next step's to it.
-            self._engine.optimizer.averaged_gradients.clear()
-        return norm
-
-    def _have_optimizer(self, *, skip: bool) -> None:
-        """Have AdamW leave all as it is in its next steps, or not: torch's own way, made for loss scaling."""
-        self._engine.basic_optimizer.found_inf = torch.tensor(float(skip))
-
-    def _clip_gradients(self, *_: object) -> None:
-        norm = nn.utils.clip_grad_norm_(self._policy.parameters(), self._train.max_grad_norm)
-        self._grad_norm = float(norm)
-        if not math.isfinite(self._grad_norm):
-            self._have_optimizer(skip=True)
 
     def _micro_batches(self, batch: TokenBatch, reference_logprobs: tuple[FloatArray, ...] | None) -> list[MicroBatch]:
         weights = token_weights(batch, self._algo.aggregation)
@@ -283,26 +244,6 @@ def _import_deepspeed(device: str) -> Any:
     # It would be compiled at start-up (half a minute) for collectives between processes of one host.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def _deepspeed_config(dtype: str, train: TrainConfig, parameters: int) -> dict[str, Any]:
-    on_host = {"device": "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": 1,  # asked for, and without effect: batches are made here
-        "managed_gradient_accumulation": False,  # `step` ends a batch, however many micro-batches it had
-        "gradient_clipping": train.max_grad_norm if train.zero_stage > 0 else 0.0,
-        "zero_optimization": {
-            "stage": train.zero_stage,
-            "overlap_comm": False,
-            "reduce_bucket_size": min(parameters, REDUCE_BUCKET),
-            "offload_optimizer": on_host if train.offload_optimizer else None,
-            "offload_param": on_host if train.offload_parameters else None,
-        },
-        "zero_force_ds_cpu_optimizer": False,  # it would be compiled at start-up; torch's is fused as well
-        "bf16": {"enabled": dtype == "bfloat16", "check_grad_overflow": True},  # skips, as it does in float32
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "steps_per_print": None,
-    }
 
 
 def _sum_over_ranks(values: Tensor) -> Tensor:

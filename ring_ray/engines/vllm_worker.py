@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ring_ray.engines.weights import Layout, Parcel, TensorSpec, Transport, checksum, make_transport
+from ring_ray.engines.transports import make_transport
+from ring_ray.engines.weights import Layout, Parcel, TensorSpec, Transport, checksum
 
 
 def exit_with(pid: int, unless: threading.Event | None = None) -> None:

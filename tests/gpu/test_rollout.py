@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from ring_ray.config import ModelConfig
+from ring_ray.engines.transports import make_transport
 from ring_ray.engines.vllm import VllmEngine
-from ring_ray.engines.weights import checksum, make_transport, parcels
+from ring_ray.engines.weights import checksum, parcels
 from ring_ray.types import Sequence
 from tests.conftest import Run
 from tests.integration.policies import ROLLOUT, Policy, generate_all, starts

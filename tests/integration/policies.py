@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from ring_ray.config import RolloutConfig
+from ring_ray.engines.transports import ObjectStore
 from ring_ray.engines.vllm import VllmEngine
-from ring_ray.engines.weights import NamedTensors, ObjectStore, parcels
+from ring_ray.engines.weights import NamedTensors, parcels
 from ring_ray.types import ExpertArray, FloatArray, Sequence
 
 EOS = 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import ring_ray.engines.deepspeed
+import ring_ray.engines.optimizer
 from ring_ray.config import ClusterConfig, ModelConfig, RoleResources, RunConfig, TrainConfig
 from ring_ray.engines.host_memory import tensors_in
 from ring_ray.engines.tiny_model import make_tiny_model
@@ -18,7 +18,7 @@ CASES = [("float32", 2), ("bfloat16", 1), ("bfloat16", 3)]
 
 def held(path: str, rank: int, ranks: int, port: int) -> dict[str, int]:
     """Bytes after a step, by case, with hardly any bucket: ZeRO-1 and 2 make theirs anew in every backward pass."""
-    ring_ray.engines.deepspeed.REDUCE_BUCKET = 1000
+    ring_ray.engines.optimizer.REDUCE_BUCKET = 1000
     found: dict[str, int] = {}
     for dtype, stage in CASES:
         engine = make_engine(path, rank, ranks, port, dtype=dtype, zero_stage=stage)

@@ -15,8 +15,9 @@ import pytest
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ring_ray.config import ModelConfig
+from ring_ray.engines.transports import ObjectStore
 from ring_ray.engines.vllm import VllmEngine
-from ring_ray.engines.weights import ObjectStore, parcels
+from ring_ray.engines.weights import parcels
 from ring_ray.types import Sequence
 from tests.conftest import Run
 from tests.integration.policies import BUCKET, CACHED_TOKENS, EOS, ROLLOUT, VOCABULARY, Policy, generate_all, starts

@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ring_ray.config import ModelConfig
+from ring_ray.engines.transports import ObjectStore, make_transport
 from ring_ray.engines.vllm import VllmEngine
 from ring_ray.engines.vllm_worker import WeightReceiver
-from ring_ray.engines.weights import NamedTensors, ObjectStore, Parcel, Transport, checksum, make_transport, parcels
+from ring_ray.engines.weights import NamedTensors, Parcel, Transport, checksum, parcels
 from tests.conftest import Run
 from tests.integration.policies import ROLLOUT, Policy, generate_all, load, starts
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ring_ray.engines.weights import ALIGNMENT, Parcel, checksum, make_transport, parcels
+from ring_ray.engines.transports import make_transport
+from ring_ray.engines.weights import ALIGNMENT, Parcel, checksum, parcels
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
 CPU = torch.device("cpu")
