@@ -85,6 +85,7 @@ def start_ray(variables: Mapping[str, str]) -> None:
         runtime_env={"env_vars": dict(variables)},
         log_to_driver=False,
         logging_level=logging.ERROR,
+        _system_config={"task_events_report_interval_ms": 0},  # a history of all calls, which only dashboards show
     )
 
 
