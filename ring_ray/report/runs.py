@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ring_ray.config.keys import flatten
 from ring_ray.metrics import METRICS, AccuracyInterval, coefficient_of_variation
 
 METRICS_FILE, SUMMARY_FILE, CONFIG_FILE = "metrics.jsonl", "summary.json", "config.yaml"
+FAULT = "fault/"  # and a kind: the metric that counts them
 LEDGER_FATES = ("trained", "filtered", "evicted", "dropped")
 LEDGER_STOCK = ("queued", "waiting", "in_flight")  # where a token is until it meets its fate
 LEDGER = tuple(f"ledger/{place}" for place in ("generated", *LEDGER_STOCK, *LEDGER_FATES))
@@ -93,6 +95,19 @@ class Run:
         """Steps after which the places of the ledger did not add up to the generated tokens."""
         generated, *places = (self.series(name) for name in LEDGER)
         return int(np.sum(generated != np.sum(places, axis=0)))
+
+    @property
+    def skipped(self) -> int:
+        """Steps that trained nothing because their numbers were not finite."""
+        return int(np.nansum(self.series("policy/skipped")))
+
+    @property
+    def faults(self) -> Counter[str]:
+        """Those that were made good, by kind."""
+        found = Counter[str]()
+        for row in self.rows:
+            found.update({name.removeprefix(FAULT): int(n or 0) for name, n in row.items() if name.startswith(FAULT)})
+        return found
 
     def variation(self, name: str) -> float | None:
         """Coefficient of variation of a metric over the steps; None where it is undefined."""

@@ -1,4 +1,4 @@
-"""Whether runs kept what every run promises: the token budget and the ledger."""
+"""Whether runs kept what every run promises, the token budget and the ledger, and what befell them."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -21,6 +21,7 @@ def verdicts(group: RunGroup) -> Iterator[tuple[str, Verdict]]:
         else:
             yield group.name, together
     for run in group.runs:
+        yield from ((run.name, verdict) for verdict in _mishaps(run))
         if not run.summary:
             yield run.name, Verdict("No summary.json: the run is unfinished, so it has no accuracy yet.", good=False)
 
@@ -45,6 +46,14 @@ def _judge_ledger(runs: Sequence[Run]) -> Verdict:
         return Verdict(f"The ledger did not balance after {broken} of {_steps(runs)}: {lost}.", good=False)
     place = f"each of the {generated:,.0f} generated tokens is in exactly one place"
     return Verdict(f"The ledger balanced after every step: {place}.", good=True)
+
+
+def _mishaps(run: Run) -> Iterator[Verdict]:
+    if faults := run.faults:
+        kinds = ", ".join(f"{kind} {number}" for kind, number in faults.most_common())
+        yield Verdict(f"Faults that were made good, by what broke: {kinds}.", good=None)
+    if skipped := run.skipped:
+        yield Verdict(f"{skipped} of {_steps([run])} trained nothing: their numbers were not finite.", good=False)
 
 
 def _steps(runs: Sequence[Run]) -> str:

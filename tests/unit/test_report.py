@@ -15,6 +15,7 @@ from ring_ray.report import ReportError, write_report
 from ring_ray.report.pictures import CURVES
 from ring_ray.report.runs import read_runs
 from ring_ray.tracking import Tracker
+from ring_ray.types import Fault
 from tests.unit.run_directories import write_run, write_sweep
 from tests.unit.test_tracking import balanced_metrics, run_config
 
@@ -112,6 +113,17 @@ def test_report_says_so_where_the_budget_was_missed_or_the_ledger_broke(tmp_path
     assert "1 of 2 steps missed the token budget of 1,000: they trained from 900 to 1,000." in text
     assert "The ledger did not balance after 1 of 2 steps" in text
     assert "the run is unfinished" in text
+
+
+def test_report_tells_what_befell_a_run(tmp_path):
+    with Tracker(run_config(tmp_path / "run")) as tracker:
+        for step, kind in enumerate(("rollout", "policy", "rollout"), 1):
+            tracker.fault(Fault(kind=kind, what="it died", seconds=1.0))
+            metrics = balanced_metrics(step)
+            tracker.log(replace(metrics, update=replace(metrics.update, skipped=step == 2)))
+    text = Outline(report(tmp_path, tmp_path / "run")).sentences
+    assert "Faults that were made good, by what broke: rollout 2, policy 1." in text
+    assert "1 of 3 steps trained nothing: their numbers were not finite." in text
 
 
 def test_values_that_were_not_finite_are_left_out(tmp_path):
