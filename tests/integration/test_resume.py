@@ -1,7 +1,6 @@
 """A run whose driver is killed, and one that was never interrupted: the same prompts, budgets and parameters."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +42,17 @@ def kill_after(step: int, *overrides: str) -> None:
     command.finish()
 
 
-@pytest.mark.timeout(900)  # four runs
+@pytest.mark.timeout(900)  # three runs
 def test_a_killed_run_goes_on_to_the_same_parameters(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(*EXACT, f"hydra.run.dir={whole}", "checkpoint.every=0").status == 0
     assert not (whole / "checkpoints").exists()
     overrides = (*EXACT, f"hydra.run.dir={broken}", "checkpoint.every=2")
-    for step in (3, 4):
-        kill_after(step, *overrides)
-        assert len(reported(broken)) >= step
+    kill_after(3, *overrides)
+    assert len(reported(broken)) >= 3
     finished = train(*overrides)
     assert finished.status == 0, finished.output
-    # Step 4 is written once it is reported, which is when the driver is killed: that may be in between.
-    assert re.search(r"going on after step (2|4) ", finished.output)
+    assert "going on after step 2 " in finished.output
     assert reported(broken) == reported(whole)
     expected, found = weights(whole), weights(broken)
     assert expected.keys() == found.keys()
