@@ -140,6 +140,7 @@ class RolloutBuffer:
             del self.waiting[prompt_index]
             self._move(tokens, "waiting", "dropped")
             self._window.lost_response_lengths.extend(len(sequence) for sequence in rollout.sequences if len(sequence))
+            self._window.dropped_rewards.setdefault(rollout.prompt.domain, []).extend(rewards)
             return 0
         scores = [reward.score for reward in rewards]
         advantages_K = group_advantages(scores, self._algo.advantage_epsilon)

@@ -39,8 +39,14 @@ def _help(*, _root_: DictConfig) -> str:
     return text.replace("$", "$$")  # Hydra takes it for a template
 
 
+def _schema() -> DictConfig:
+    schema: DictConfig = OmegaConf.structured(RunConfig)
+    OmegaConf.set_struct(schema.data.weights, False)  # its keys are the user's own: the domains in the data
+    return schema
+
+
 OmegaConf.register_new_resolver("ring_ray.outputs", default_outputs)
-ConfigStore.instance().store(name="schema", node=RunConfig)
+ConfigStore.instance().store(name="schema", node=_schema())
 OmegaConf.register_new_resolver("ring_ray.help", _help)
 
 

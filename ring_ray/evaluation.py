@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ring_ray.roles import RewardRole, RolloutLostError, RolloutRef, RolloutRole
 from ring_ray.types import Prompt, Reward, Rollout, Sequence, Verdict
@@ -13,6 +13,7 @@ class Accuracy:
     correct: int
     n: int  # responses that were judged
     unjudged: int = 0  # the verifier failed or timed out on these, so they count neither way
+    domains: dict[str, float] = field(default_factory=dict)  # value of those domains of which a response was judged
 
     @property
     def value(self) -> float:
@@ -40,5 +41,13 @@ async def evaluate(prompts: Many[Prompt], rollout: RolloutRole, reward: RewardRo
     verdicts = [judgement.verdict for judgement in judgements if judgement.verdict.reached]
     if not verdicts:
         raise EvaluationError(f"none of {len(prompts)} responses could be judged, the first: {judgements[0].reason}")
-    unjudged = len(judgements) - len(verdicts)
-    return Accuracy(correct=verdicts.count(Verdict.CORRECT), n=len(verdicts), unjudged=unjudged)
+    domains: dict[str, list[bool]] = {}
+    for prompt, judgement in zip(prompts, judgements, strict=True):
+        if judgement.verdict.reached:
+            domains.setdefault(prompt.domain, []).append(judgement.verdict is Verdict.CORRECT)
+    return Accuracy(
+        correct=verdicts.count(Verdict.CORRECT),
+        n=len(verdicts),
+        unjudged=len(judgements) - len(verdicts),
+        domains={domain: sum(correct) / len(correct) for domain, correct in sorted(domains.items())},
+    )

@@ -139,8 +139,8 @@ def clear(run_dir: Path, store: CheckpointStore, resumed: Resumed | None) -> Non
 
 
 def prepare_course(config: RunConfig, prompts: PromptSource, tokenizer: Tokenizer) -> Course:
-    """What the cold start learns from: worked sums, whatever the run trains on afterwards."""
-    if config.data.source == "sums":
+    """What the cold start learns from: the run's own prompts as far as they have demonstrations, else worked sums."""
+    if prompts.demonstrations:
         # as far as there are, prompts that no evaluation uses, so that choosing by them flatters no result
         spare = prompts.held_out[config.evaluation.prompts :]
         probe = (*spare, *prompts.held_out)[: config.sft.probe_prompts]

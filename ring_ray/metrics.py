@@ -101,6 +101,9 @@ METRICS = (
 FAMILIES = (
     Family("reward/<domain>/mean", "1", "the rewards of reward/mean, by their prompts' domain"),
     Family("reward/<domain>/accuracy", "1", "share of the same responses that are correct"),
+    Family("reward/<domain>/failures", "verdicts", "timed out or failed since the last step: their groups are dropped"),
+    Family("perf/<domain>/verdict_seconds_p50", "s", "median time of one verdict, those that failed included"),
+    Family("perf/<domain>/verdict_seconds_p99", "s", "the time that 99 % of the same verdicts stay below"),
     Family("perf/<phase>_seconds", "s", "wall time of a phase: wait, reference, update, sync, checkpoint"),
     Family("memory/<phase>/<role>_gib", "GiB", "held at the end of a phase by a role, on a GPU by all; only by turns"),
     Family("fault/<kind>", "1", "faults of a kind that were made good since the last step, where there were any"),
@@ -115,6 +118,7 @@ NOTES = (
     Family("sft/entropy", "nats/token", "of the policy, over the same tokens"),
     Family("sft/accuracy", "1", "on the probe's prompts, where the step ends with a probe"),
     Family("accuracy/<stage>", "1", "on held-out prompts, after a stage: base, sft, rl"),
+    Family("accuracy/<stage>/<domain>", "1", "the same by the prompts' domain, where there are several"),
 )
 """What is reported outside the steps: not in metrics.jsonl."""
 
@@ -128,7 +132,13 @@ def flatten(metrics: StepMetrics) -> dict[str, float]:
     """A step's numbers by name: `METRICS`, and those of `FAMILIES` that the step measured."""
     values = {metric.name: metric.read(metrics) for metric in METRICS}
     for domain, reward in metrics.batch.domains.items():
-        values |= {f"reward/{domain}/mean": reward.mean, f"reward/{domain}/accuracy": reward.accuracy}
+        values |= {
+            f"reward/{domain}/mean": reward.mean,
+            f"reward/{domain}/accuracy": reward.accuracy,
+            f"reward/{domain}/failures": reward.failures,
+            f"perf/{domain}/verdict_seconds_p50": reward.seconds_p50,
+            f"perf/{domain}/verdict_seconds_p99": reward.seconds_p99,
+        }
     values |= {f"perf/{phase}_seconds": seconds for phase, seconds in metrics.phase_seconds.items()}
     return values | {f"memory/{name}_gib": held / 2**30 for name, held in metrics.memory_bytes.items()}
 

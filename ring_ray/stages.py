@@ -94,7 +94,11 @@ class Stages:
         prompts = self._prompts.held_out[: self._config.evaluation.prompts]
         self._tracker.stage(f"evaluation: {name} model on {len(prompts)} held-out prompts")
         accuracy = await self._sync.alongside(evaluate(prompts, self._roles.rollout, self._roles.reward))
-        self._tracker.note({f"accuracy/{name}": accuracy.value})
+        by_domain = accuracy.domains if len(accuracy.domains) > 1 else {}
+        self._tracker.note(
+            {f"accuracy/{name}": accuracy.value}
+            | {f"accuracy/{name}/{domain}": value for domain, value in by_domain.items()}
+        )
         if accuracy.unjudged:
             self._tracker.stage(f"  {accuracy.unjudged} responses could not be judged and count neither way")
         return accuracy

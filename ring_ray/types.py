@@ -15,6 +15,7 @@ Every type is frozen and holds numpy arrays, so that Ray's object store passes i
 Dimensions: P prompt tokens, T response tokens, K responses to one prompt.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
@@ -42,7 +43,7 @@ class Prompt:
     text: str  # what the user asked, before the chat template
     token_ids: IntArray  # [P], chat template applied, generation prompt included
     verifier: str  # name in the verifier registry
-    answer: str  # what the verifier compares with
+    answer: str  # what the verifier compares with: text, or JSON where the verifier needs more than one value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,7 @@ class Reward:
     score: float
     verdict: Verdict
     reason: str  # one short line for people
+    seconds: float = 0.0  # that the verdict took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,16 +171,25 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DomainReward:
-    """What the responses to one domain's prompts earned."""
+    """What the responses to one domain's prompts earned, and what it took to judge them."""
 
-    mean: float
-    accuracy: float  # share of the responses that are correct
+    mean: float  # nan where every group was dropped
+    accuracy: float  # share of the responses that are correct; nan where every group was dropped
+    failures: int = 0  # verdicts that are timed out or failed: their groups are dropped, never scored 0
+    seconds_p50: float = 0.0  # of one verdict, those that failed included
+    seconds_p99: float = 0.0
 
     @staticmethod
-    def of(rewards: list[Reward]) -> "DomainReward":
-        correct = sum(reward.verdict is Verdict.CORRECT for reward in rewards)
+    def of(rewards: list[Reward], dropped: list[Reward]) -> "DomainReward":
+        """``dropped`` are the rewards of the groups of which a verdict was not reached. Not both may be empty."""
+        scored = len(rewards) or math.nan
+        seconds = [reward.seconds for reward in (*rewards, *dropped)]
         return DomainReward(
-            mean=sum(reward.score for reward in rewards) / len(rewards), accuracy=correct / len(rewards)
+            mean=sum(reward.score for reward in rewards) / scored,
+            accuracy=sum(reward.verdict is Verdict.CORRECT for reward in rewards) / scored,
+            failures=sum(not reward.verdict.reached for reward in dropped),
+            seconds_p50=float(np.percentile(seconds, 50)),
+            seconds_p99=float(np.percentile(seconds, 99)),
         )
 
 

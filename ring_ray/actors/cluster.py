@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 Member = TypeVar("Member")
 
 CLOSE_SECONDS = 20
-VERDICT_CALLS = 2  # that have the time limit of one verdict: reading the expected answer, and comparing
+VERDICT_CALLS = 4  # that have the time limit of one verdict: reading a number, both answers, and comparing
 # One thread an actor that has no cores of its own: on shared cores, two such processes outrun one of two.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "ERROR"}
 # Before their numbers, for the Ray dashboard; the namespace is the run's own, so that two runs don't collide.

@@ -34,9 +34,8 @@ class RewardWorker(Worker):
     @ray.method(num_returns=2)
     def score(self, rollout: Rollout) -> tuple[RolloutSample, tuple[Reward, ...]]:
         """The rewards, and one of the responses for people to read."""
-        verifier = self._verifiers.get(rollout.prompt.verifier)
         texts = [decode(self._tokenizer, sequence.response_ids) for sequence in rollout.sequences]
-        rewards = tuple(verifier.verify(rollout.prompt, text) for text in texts)
+        rewards = tuple(self._verifiers.judge(rollout.prompt, text) for text in texts)
         response = int(np.random.default_rng((self._seed, rollout.prompt.index)).integers(len(texts)))
         return rollout_sample(rollout, response, texts[response], rewards[response]), rewards
 

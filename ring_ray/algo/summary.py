@@ -13,6 +13,7 @@ class Window:
     """What happened since the last batch; lengths are response tokens."""
 
     rewards: dict[str, list[Reward]] = field(default_factory=dict)  # by domain
+    dropped_rewards: dict[str, list[Reward]] = field(default_factory=dict)  # of groups whose verifier failed
     response_lengths: list[int] = field(default_factory=list)
     lost_response_lengths: list[int] = field(default_factory=list)  # one entry each time that a response lost tokens
     truncated: list[bool] = field(default_factory=list)  # per response
@@ -24,6 +25,7 @@ class Window:
         rewards_from = self if self.rewards else earlier
         return Window(
             rewards=rewards_from.rewards,
+            dropped_rewards=self.dropped_rewards,
             zero_advantage=rewards_from.zero_advantage,
             response_lengths=lengths_from.response_lengths,
             truncated=lengths_from.truncated,
@@ -50,7 +52,10 @@ def summarize(selection: Selection, window: Window, *, version: int, carry: bool
         groups=len({segment.prompt_index for segment in taken}),
         reward_mean=_mean(scores),
         reward_std=float(np.std(scores)),
-        domains={domain: DomainReward.of(earned) for domain, earned in rewards.items()},
+        domains={
+            domain: DomainReward.of(rewards.get(domain, []), window.dropped_rewards.get(domain, []))
+            for domain in sorted(rewards.keys() | window.dropped_rewards.keys())
+        },
         response_length_mean=_mean(window.response_lengths),
         trained_response_length_mean=_mean([len(segment.sequence) for segment in taken]),
         lost_response_length_mean=_mean(window.lost_response_lengths),

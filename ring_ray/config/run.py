@@ -18,9 +18,16 @@ class DataConfig:
 
     source: str = key("sums", "`sums` (reasoning-gym, by seed) or `jsonl` (any local JSONL or parquet file).")
     path: str | None = key(
-        None, "The file, for source=jsonl, with columns prompt, answer, and optionally domain, verifier."
+        None,
+        "The file, or a directory of files, for source=jsonl, with columns prompt, answer (text or an object), and "
+        "optionally domain, verifier, demonstration.",
     )
-    eval_path: str | None = key(None, "Held-out file; null holds out eval_fraction of path.")
+    weights: dict[str, float] = key(
+        {},
+        "Each domain's share of the training prompts, such as `{math: 2, games: 1}`, whatever the number of its rows; "
+        "empty issues every prompt equally often.",
+    )
+    eval_path: str | None = key(None, "Held-out file or directory; null holds out eval_fraction of path.")
     eval_fraction: float = key(0.125, "Share of the distinct prompts that is held out: evaluated, never trained on.")
     instruction: str = key(
         "", "Appended to each prompt of the file, such as the paper's `Please reason step by step, ...`."
@@ -34,6 +41,14 @@ class DataConfig:
         require_one_of(("sums", "jsonl"), "data.source", self.source)
         require(
             self.source != "jsonl" or self.path is not None, "data.path", self.path, "data=jsonl needs data.path=FILE"
+        )
+        for domain, weight in self.weights.items():
+            require(weight >= 0, f"data.weights.{domain}", weight, "must not be negative; 0 leaves the domain out")
+        require(
+            not self.weights or sum(self.weights.values()) > 0,
+            "data.weights",
+            dict(self.weights),
+            "must not all be 0",
         )
         require(0 < self.eval_fraction < 1, "data.eval_fraction", self.eval_fraction, "must be between 0 and 1")
         require(1 <= self.max_digits <= 6, "data.max_digits", self.max_digits, "must be from 1 to 6")
@@ -75,10 +90,14 @@ class EvaluationConfig:
 class RewardConfig:
     """How responses are scored."""
 
-    timeout_seconds: float = key(5.0, "Seconds that one verdict may take.")
+    timeout_seconds: float = key(
+        5.0, "Seconds that one verdict may take; of CPU time for math and science, so that a busy machine fails none."
+    )
+    tolerance: float = key(0.01, "Relative tolerance of the verifier `science`, where a row names none.")
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds > 0, "reward.timeout_seconds", self.timeout_seconds, "must be above 0")
+        require(0 <= self.tolerance < 1, "reward.tolerance", self.tolerance, "must be at least 0 and below 1")
 
 
 WANDB_MODES = ("online", "offline", "disabled")

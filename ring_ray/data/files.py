@@ -1,4 +1,4 @@
-"""Rows of a local JSONL or Parquet file. Every fault is an error that names the file and the line."""
+"""Rows of local JSONL and Parquet files. Every fault is an error that names the file and the line."""
 
 import json
 import os.path
@@ -13,14 +13,25 @@ from ring_ray.data.rows import DataError, Row, parse_row
 
 
 def read_rows(path: str, key: str, data: DataConfig, verifiers: Collection[str]) -> list[Row]:
-    """All rows of the file, in order. ``key`` is the setting that named it, for errors. Raises `DataError`."""
+    """All rows of the file, or of the files in the directory, in order of their names.
+
+    ``key`` is the setting that named it, for errors. Raises `DataError`.
+    """
+    if not os.path.isdir(path):  # Path's own raises an error for what can be no name
+        return _read_file(path, key, data, verifiers)
+    files = sorted(file for file in Path(path).iterdir() if file.suffix in _READERS)
+    if not files:
+        raise DataError(f"{key}={path!r}: no file in it ends in {', '.join(_READERS)}")
+    return [row for file in files for row in _read_file(str(file), key, data, verifiers)]
+
+
+def _read_file(path: str, key: str, data: DataConfig, verifiers: Collection[str]) -> list[Row]:
     file = Path(path)
-    if not os.path.isfile(path):  # Path's own raises an error for what can be no name
+    if not os.path.isfile(path):
         raise DataError(f"{key}={path!r}: no such file")
-    readers = {".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}
-    if file.suffix not in readers:
-        raise DataError(f"{key}={path!r}: must end in {', '.join(readers)}")
-    records = readers[file.suffix](file)
+    if file.suffix not in _READERS:
+        raise DataError(f"{key}={path!r}: must end in {', '.join(_READERS)}")
+    records = _READERS[file.suffix](file)
     try:
         rows = [parse_row(record, f"{file.name}:{line}", data, verifiers) for line, record in enumerate(records, 1)]
     except OSError as error:
@@ -59,3 +70,6 @@ def _value(scalar: pa.Scalar, what: str) -> object:
         return scalar.as_py()
     except (ArithmeticError, LookupError, ValueError) as error:  # bytes that are not UTF-8, a date too far off
         raise DataError(f"{what} can't be read: {error}") from error
+
+
+_READERS = {".jsonl": _read_json_lines, ".json": _read_json_lines, ".parquet": _read_parquet}

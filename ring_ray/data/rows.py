@@ -1,5 +1,6 @@
 """One row of data, before it is rendered and tokenized."""
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from reprlib import repr as shortened
@@ -21,6 +22,7 @@ class Row:
     messages: tuple[Message, ...]
     verifier: str
     answer: str
+    demonstration: str = ""  # a worked response, where the data has one
 
     @property
     def text(self) -> str:
@@ -38,17 +40,21 @@ def parse_row(record: object, where: str, data: DataConfig, verifiers: Collectio
         if column not in record:
             raise DataError(f"{where}: no column {column!r}, only {shortened([*record])[1:-1]}")
     answer = record["answer"]
-    if type(answer) is int:  # unlike a float or a bool it has only one way to be written
+    if isinstance(answer, dict | list):  # what a verifier needs beyond one text
+        answer = _json(answer, f"{where}: answer")
+    elif type(answer) is int:  # unlike a float or a bool it has only one way to be written
         answer = str(answer)
     verifier = _text(_given(record, "verifier", data.verifier), f"{where}: verifier")
     if verifier not in verifiers:
         raise DataError(f"{where}: verifier={shortened(verifier)}: must be one of {', '.join(sorted(verifiers))}")
+    demonstration = _given(record, "demonstration", "")
     return Row(
         id=where,
         domain=_text(_given(record, "domain", data.domain), f"{where}: domain"),
         messages=_instructed(_messages(record["prompt"], f"{where}: prompt"), data.instruction),
         verifier=verifier,
         answer=_text(answer, f"{where}: answer"),
+        demonstration="" if demonstration == "" else _text(demonstration, f"{where}: demonstration"),
     )
 
 
@@ -75,6 +81,14 @@ def _messages(prompt: object, what: str) -> tuple[Message, ...]:
         {key: _text(message[key], f"{what}, message {number}, {key}") for key in ("role", "content")}
         for number, message in enumerate(prompt, start=1)
     )
+
+
+def _json(value: object, what: str) -> str:
+    """The same text for equal values."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:  # such as a date in Parquet, or NaN
+        raise DataError(f"{what} is no JSON: {shortened(str(error))}") from error
 
 
 def _given(record: dict[str, object], column: str, default: str) -> object:

@@ -2,19 +2,21 @@
 
 ::
 
-    sums | file --Row--> distinct by text --split by hash--> held out (never trained on)
-                                             '--> training --> shuffled each epoch --> next(), index 0, 1, 2, ...
+    sums | files --Row--> distinct by text --split by hash--> held out (never trained on)
+                                              '--> training --> in shuffled epochs --> next(), index 0, 1, 2, ...
+                                                                by domain where there are weights
 """
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, zip_longest
 from typing import TypedDict
 
-import numpy as np
-
-from ring_ray.config import RunConfig
+from ring_ray.config import RunConfig, did_you_mean
 from ring_ray.data.files import read_rows
+from ring_ray.data.mixture import Mixture
 from ring_ray.data.rows import DataError, Row
 from ring_ray.data.sums import generate_sums
 from ring_ray.data.tokenizer import Tokenizer, render
@@ -24,57 +26,68 @@ from ring_ray.types import Prompt
 class Cursor(TypedDict):
     """Where a `PromptSource` stands. Small and plain, for checkpoints."""
 
-    epoch: int
-    position: int  # prompts of this epoch that were issued
     issued: int  # prompts of the whole run that were issued
+    domains: dict[str, int]  # the same by domain
     digest: str  # of the training prompts and the seed
 
 
 class PromptSource:
-    """Endless training prompts: each epoch holds every prompt once, in an order of its own that the seed decides."""
+    """Endless training prompts, in an order that the seed decides.
 
-    def __init__(self, training: Iterable[Prompt], held_out: Iterable[Prompt], seed: int) -> None:
+    Without ``weights`` each epoch holds every prompt once. With them each domain has epochs of its own, and of the
+    prompts each domain gets its share: after any number of them, but for a few. A domain of weight 0 is left out.
+    """
+
+    def __init__(
+        self,
+        training: Iterable[Prompt],
+        held_out: Iterable[Prompt],
+        seed: int,
+        weights: Mapping[str, float] | None = None,
+        demonstrations: Mapping[str, str] | None = None,
+    ) -> None:
+        """``demonstrations`` are worked responses by the ids of their prompts; not all need one."""
         self.training, self.held_out = tuple(training), tuple(held_out)
-        self._seed, self._issued = seed, 0
-        self._digest = _digest(self.training, seed)
-        self._order = self._shuffle(epoch=0)
+        self.demonstrations = demonstrations or {}
+        self._seed, self._digest = seed, _digest(self.training, seed)
+        domains = defaultdict[str, list[int]](list)
+        for place, prompt in enumerate(self.training):
+            domains[prompt.domain].append(place)
+        self._mixture = Mixture(domains, weights or {}, seed)
+        self._issued = dict.fromkeys(domains, 0)
 
     def __len__(self) -> int:
-        """Distinct training prompts: one epoch."""
-        return len(self.training)
+        """Distinct training prompts that are issued sooner or later."""
+        return len(self._mixture)
 
     def next(self) -> Prompt:
         """The next prompt; its index counts the prompts issued before it."""
-        epoch, position = divmod(self._issued, len(self))
-        if position == 0:
-            self._order = self._shuffle(epoch)
-        prompt = replace(self.training[self._order[position]], index=self._issued)
-        self._issued += 1
+        index = sum(self._issued.values())
+        prompt = replace(self.training[self._mixture.place(index, self._issued)], index=index)
+        self._issued[prompt.domain] += 1
         return prompt
 
     def state(self) -> Cursor:
-        epoch, position = divmod(self._issued, len(self))
-        return {"epoch": epoch, "position": position, "issued": self._issued, "digest": self._digest}
+        return {"issued": sum(self._issued.values()), "domains": {**self._issued}, "digest": self._digest}
 
     def restore(self, cursor: Cursor) -> None:
-        """Go on from ``cursor``; raises `DataError` where it was taken from other prompts or with another seed."""
+        """Go on from ``cursor``, which may have been taken with other weights.
+
+        Raises `DataError` where it was taken from other prompts or with another seed.
+        """
         if cursor["digest"] != self._digest:
             raise DataError(
-                f"the cursor was not taken from these {len(self)} training prompts: the data, the tokenizer or "
-                f"seed={self._seed} has changed"
+                f"the cursor was not taken from these {len(self.training)} training prompts: the data, the tokenizer "
+                f"or seed={self._seed} has changed"
             )
-        self._issued = cursor["issued"]
-        self._order = self._shuffle(cursor["epoch"])
-
-    def _shuffle(self, epoch: int) -> list[int]:
-        order: list[int] = np.random.default_rng([self._seed, epoch]).permutation(len(self)).tolist()
-        return order
+        self._issued = {**cursor["domains"]}
 
 
 def load_prompts(config: RunConfig, tokenizer: Tokenizer, verifiers: Collection[str]) -> PromptSource:
     """The prompts of ``config.data``, every one checked, rendered and tokenized; raises `DataError`.
 
-    Of rows with the same prompt text the first counts. ``verifiers`` are the names that a row may use.
+    Of rows with the same prompt text the first counts. ``verifiers`` are the names that a row may use. Among the
+    held-out prompts domains take turns, so that the first so many are of all of them.
     """
     data = config.data
     if data.source == "sums":
@@ -90,11 +103,37 @@ def load_prompts(config: RunConfig, tokenizer: Tokenizer, verifiers: Collection[
             training = [row for row in training if row.text not in held_out_texts]
             if not training:
                 raise DataError(f"data.path={data.path!r}: every prompt is also in data.eval_path={data.eval_path!r}")
+    _check_weights(data.weights, training)
 
-    def prompts(rows: list[Row]) -> list[Prompt]:
+    def prompts(rows: Iterable[Row]) -> list[Prompt]:
         return [_prompt(index, row, tokenizer, config.rollout.max_prompt_tokens) for index, row in enumerate(rows)]
 
-    return PromptSource(prompts(training), prompts(held_out), config.seed)
+    shown = {row.id: row.demonstration for row in training if row.demonstration}
+    return PromptSource(prompts(training), prompts(_in_turns(held_out)), config.seed, data.weights, shown)
+
+
+def _check_weights(weights: Mapping[str, float], training: Sequence[Row]) -> None:
+    """Every domain has a weight, and every weight a domain; or there are none."""
+    examples = {row.domain: row.id for row in reversed(training)}
+    for domain in weights:
+        if domain not in examples:
+            hint = did_you_mean(domain, examples)
+            raise DataError(f"data.weights.{domain}: no training prompt has this domain{hint or _listed(examples)}")
+    for domain, example in examples.items():
+        if weights and domain not in weights:
+            raise DataError(f"data.weights.{domain}: {example} has this domain: give it a weight, or 0 to leave it out")
+
+
+def _listed(domains: Iterable[str]) -> str:
+    return f", only {', '.join(sorted(domains))}"
+
+
+def _in_turns(rows: Iterable[Row]) -> list[Row]:
+    """A row of each domain, then the next of each."""
+    domains = defaultdict[str, list[Row]](list)
+    for row in rows:
+        domains[row.domain].append(row)
+    return [row for row in chain.from_iterable(zip_longest(*domains.values())) if row is not None]
 
 
 def split(rows: list[Row], held_out_fraction: float, key: str) -> tuple[list[Row], list[Row]]:

@@ -1,7 +1,7 @@
 """One self-contained HTML page that shows how one or several runs went: no script, no external resource.
 
 `runs` reads what `tracking` wrote and `groups` puts runs together that differ only in their seed. `verdicts` judges
-them, `estimates` says how sure their means are, `tables` and `pictures` show them, and `page` writes.
+them, `estimates` says how sure their means are, `tables`, `pictures` and `domains` show them, and `page` writes.
 """
 
 from ring_ray.report.page import write_report

@@ -6,6 +6,7 @@ from pathlib import Path
 import jinja2
 
 from ring_ray.metrics import METRICS
+from ring_ray.report.domains import domain_pictures
 from ring_ray.report.estimates import student_t
 from ring_ray.report.groups import compared_settings, differences, group_runs
 from ring_ray.report.pictures import group_pictures, run_pictures
@@ -34,7 +35,7 @@ def write_report(paths: Sequence[Path], output: Path) -> None:
         run_table=run_table(groups),
         t_factors={count: student_t(count - 1) for count in (2, 3, 5)},
         pictures=group_pictures(groups),
-        run_pictures={group.name: run_pictures(group.runs[0]) for group in groups},
+        run_pictures={group.name: run_pictures(group.runs[0]) + domain_pictures(group.runs[0]) for group in groups},
         differences=differences([compared_settings(group.runs[0]) for group in groups]),
         metrics=METRICS,
     )

@@ -112,7 +112,7 @@ class Curve:
             dashed = PALETTE[1] if len(groups) == 1 else group.color
             for name, line, color in zip(self.names, ("-", "--"), (group.color, dashed), strict=False):
                 self._draw_lines(axes, group, name, line, color)
-        _label(axes, self.unit, self.against)
+        label_axes(axes, self.unit, self.against)
         for group in groups:  # after the scale is fixed: with few seeds a band can be far wider than the curves
             if len(group.runs) >= BAND_RUNS:
                 positions, mean, margin = mean_course(self._courses(group, self.names[0]))
@@ -212,7 +212,7 @@ def condensed(values: Series) -> Series:
     return np.array([part.mean() for part in np.array_split(values, min(len(values), POINTS) or 1) if part.size])
 
 
-def _label(axes: Axes, unit: str, against: Progress) -> None:
+def label_axes(axes: Axes, unit: str, against: Progress) -> None:
     axes.set(xlabel=against.label, ylabel=unit, ylim=(min(0, axes.dataLim.y0), axes.get_ylim()[1] * 1.05))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(against.formatter())
@@ -223,7 +223,7 @@ def _draw_stack(axes: Axes, run: Run, layers: dict[str, Series], unit: str) -> N
     steps, areas = condensed(run.series("step")), [condensed(values) for values in layers.values()]
     axes.stackplot(steps, *areas, labels=list(layers), colors=PALETTE, alpha=0.75, linewidth=0)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, fontsize=9, handlelength=1, columnspacing=1)
-    _label(axes, unit, STEPS)
+    label_axes(axes, unit, STEPS)
 
 
 def run_pictures(run: Run) -> list[Picture]:

@@ -76,6 +76,14 @@ class Run:
         return [name.removeprefix("perf/").removesuffix("_seconds") for name in timed if name not in known]
 
     @property
+    def domains(self) -> list[str]:
+        """Of the prompts whose responses were judged."""
+        parts = (
+            name.split("/", 1)[1].rsplit("/", 1) for row in self.rows for name in row if name.startswith("reward/")
+        )
+        return sorted({domain for domain, *kind in parts if kind == ["accuracy"]})
+
+    @property
     def wall_seconds(self) -> float:
         """Of the whole run; of the steps so far while it is unfinished."""
         return float(self.summary["wall_seconds"] if self.summary else np.nansum(self.series("perf/step_seconds")))

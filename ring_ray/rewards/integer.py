@@ -3,8 +3,9 @@
 import re
 
 from ring_ray.config import RewardConfig
+from ring_ray.rewards.base import AnswerError, correct, unparsable, wrong
 from ring_ray.rewards.boxed import last_boxed, shorten
-from ring_ray.types import Prompt, Reward, Verdict
+from ring_ray.types import Prompt, Reward
 
 # The bound keeps int() fast: Python refuses integers beyond some thousand digits.
 _INTEGER = re.compile(r"\s*([+-]?[0-9]{1,1000})\s*")
@@ -19,18 +20,13 @@ class IntegerVerifier:
     def verify(self, prompt: Prompt, response: str) -> Reward:
         expected = _INTEGER.fullmatch(prompt.answer)
         if expected is None:
-            return Reward(
-                score=0.0,
-                verdict=Verdict.FAILED,
-                reason=f"{prompt.id}: the expected answer {shorten(prompt.answer)} is not an integer",
-            )
+            raise AnswerError(f"{prompt.id}: the expected answer {shorten(prompt.answer)} is not an integer")
         answer = last_boxed(response)
         if answer is None:
-            return Reward(score=0.0, verdict=Verdict.UNPARSABLE, reason=r"no complete \boxed{} in the response")
+            return unparsable(r"no complete \boxed{} in the response")
         given = _INTEGER.fullmatch(answer)
         if given is None:
-            return Reward(score=0.0, verdict=Verdict.UNPARSABLE, reason=f"{shorten(answer)} is not an integer")
+            return unparsable(f"{shorten(answer)} is not an integer")
         if int(given[1]) == int(expected[1]):
-            return Reward(score=1.0, verdict=Verdict.CORRECT, reason=f"{shorten(answer)} is right")
-        reason = f"{shorten(answer)} instead of {shorten(prompt.answer)}"
-        return Reward(score=0.0, verdict=Verdict.WRONG, reason=reason)
+            return correct(f"{shorten(answer)} is right")
+        return wrong(f"{shorten(answer)} instead of {shorten(prompt.answer)}")

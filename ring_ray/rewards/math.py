@@ -7,39 +7,46 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
 
 from ring_ray.config import RewardConfig
+from ring_ray.rewards.base import correct, failed, timed_out, unparsable, wrong
 from ring_ray.rewards.boxed import last_boxed, shorten
-from ring_ray.types import Prompt, Reward, Verdict
+from ring_ray.rewards.units import separate_unit
+from ring_ray.types import Prompt, Reward
 
 # math-verify warns that its own time limits are off; ours is in their place.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _NUMBER = r"(?<![\d.])(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)|\\[dt]?frac\{[^{}]*\}\{[^{}]*\}"
+_NO_COMMAND = re.compile(r"(?<!\\)(?:\\\\)*\\[0-9]")  # math-verify drops it, with the digit
 _PERCENT = re.compile(rf"({_NUMBER})\s*(?:\\?%|\\text\{{\s*(?:percent|\\?%)\s*\}}|percent\b)")
 
 
-class _OutOfTimeError(BaseException):
+class OutOfTimeError(BaseException):
     """Not an Exception: the libraries below catch those and would go on."""
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise `_OutOfTimeError` in the body after ``seconds``; only in the main thread, where Python handles signals."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTimeError` in the body after ``seconds`` of the process's CPU time, however busy the machine is.
+
+    Only in the main thread, where Python handles signals.
+    """
 
     def expire(signum: int, frame: FrameType | None) -> None:
-        raise _OutOfTimeError
+        raise OutOfTimeError
 
-    previous = signal.signal(signal.SIGALRM, expire)
+    previous = signal.signal(signal.SIGPROF, expire)
     # It rings again, in case the first ring fell into a place that swallows every exception (a finalizer).
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
 
 
 def normalize_percent(latex: str) -> str:
@@ -51,13 +58,40 @@ def normalize_percent(latex: str) -> str:
     return _PERCENT.sub(lambda match: rf"\frac{{{match[1].replace(',', '')}}}{{100}}", latex)
 
 
-def _parse(answer: str) -> list[object]:
-    """The answer as SymPy objects; empty where it is not mathematics."""
+def parse_answer(answer: str) -> list[Any]:
+    """The answer as SymPy objects; empty where it is not mathematics. Only within `time_limit`."""
     latex = normalize_percent(answer.strip().rstrip("."))
-    parsed: list[object] = parse(
+    parsed: list[Any] = parse(
         rf"\boxed{{{latex}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None
     )
     return parsed
+
+
+def in_one_unit(expected: str, given: str) -> tuple[str, str] | None:
+    r"""Both as numbers of the unit of ``expected``; None where their units measure different things.
+
+    A unit that only one of them names is left out: math-verify, which ignores all units, would hold ``5\text{ cm}``
+    and ``5\text{ m}`` for equal.
+    """
+    expected_number, unit = separate_unit(expected, bare=False)
+    given_number, given_unit = separate_unit(given, bare=unit is not None)
+    if given_unit and not unit:
+        expected_number, unit = separate_unit(expected, bare=True)
+    if unit is None or given_unit is None:
+        return expected_number, given_number
+    if unit.dimensions != given_unit.dimensions:
+        return None
+    ratio = given_unit.scale / unit.scale
+    if ratio != 1:
+        given_number = rf"({given_number}) \cdot \frac{{{ratio.numerator}}}{{{ratio.denominator}}}"
+    return expected_number, given_number
+
+
+def off_main_thread() -> Reward | None:
+    """Why no verdict can be reached here, where that is so."""
+    if threading.current_thread() is threading.main_thread():
+        return None
+    return failed("math-verify needs its process's main thread: its time limit is a signal")
 
 
 class MathVerifier:
@@ -70,38 +104,44 @@ class MathVerifier:
         self._timeout_seconds = config.timeout_seconds
 
     def verify(self, prompt: Prompt, response: str) -> Reward:
-        if threading.current_thread() is not threading.main_thread():
-            reason = "math-verify needs its process's main thread: its time limit is a signal"
-            return Reward(score=0.0, verdict=Verdict.FAILED, reason=reason)
+        if unable := off_main_thread():
+            return unable
         answer = last_boxed(response)
         if answer is None:
-            return Reward(score=0.0, verdict=Verdict.UNPARSABLE, reason=r"no complete \boxed{} in the response")
-        expected = self._expected(prompt.answer)
-        if not expected:
-            reason = f"{prompt.id}: math-verify can't read the expected answer {shorten(prompt.answer)}"
-            return Reward(score=0.0, verdict=Verdict.FAILED, reason=reason)
+            return unparsable(r"no complete \boxed{} in the response")
+        boxed = last_boxed(prompt.answer)  # the answer in the data may stand in one of its own
+        return self.compare(prompt, prompt.answer if boxed is None else boxed, answer)
+
+    def compare(self, prompt: Prompt, expected: str, answer: str) -> Reward:
+        """The verdict on ``answer``; ``prompt`` is for errors."""
+        if _NO_COMMAND.search(answer):
+            return unparsable(f"{shorten(answer)} is not mathematics")
         try:
-            with _time_limit(self._timeout_seconds):
-                given = _parse(answer)
-                equal = bool(given) and verify(expected, given, timeout_seconds=None)
-        except _OutOfTimeError:
+            with time_limit(self._timeout_seconds):
+                numbers = in_one_unit(normalize_percent(expected), normalize_percent(answer))
+                given = parse_answer(numbers[1]) if numbers else []
+            if numbers is None:
+                return wrong(f"{shorten(answer)} is in another kind of unit than {shorten(expected)}")
+            if not (parsed := self._parse_expected(numbers[0])):
+                return failed(f"{prompt.id}: math-verify can't read the expected answer {shorten(expected)}")
+            if not given:
+                return unparsable(f"{shorten(answer)} is not mathematics")
+            with time_limit(self._timeout_seconds):
+                equal = verify(parsed, given, timeout_seconds=None)
+        except OutOfTimeError:
             reason = (
-                f"comparing {shorten(answer)} with {shorten(prompt.answer)} took longer than "
+                f"comparing {shorten(answer)} with {shorten(expected)} took longer than "
                 f"reward.timeout_seconds={self._timeout_seconds:g}"
             )
-            return Reward(score=0.0, verdict=Verdict.TIMED_OUT, reason=reason)
-        if not given:
-            return Reward(score=0.0, verdict=Verdict.UNPARSABLE, reason=f"{shorten(answer)} is not mathematics")
+            return timed_out(reason)
         if equal:
-            return Reward(score=1.0, verdict=Verdict.CORRECT, reason=f"{shorten(answer)} is right")
-        reason = f"{shorten(answer)} instead of {shorten(prompt.answer)}"
-        return Reward(score=0.0, verdict=Verdict.WRONG, reason=reason)
+            return correct(f"{shorten(answer)} is right")
+        return wrong(f"{shorten(answer)} instead of {shorten(expected)}")
 
-    def _expected(self, answer: str) -> list[object]:
-        """The answer in the data, which may stand in a ``\\boxed{}`` of its own; empty where it can't be read."""
-        boxed = last_boxed(answer)
+    def _parse_expected(self, answer: str) -> list[Any]:
+        """Empty where it can't be read."""
         try:
-            with _time_limit(self._timeout_seconds):
-                return _parse(answer if boxed is None else boxed)
-        except _OutOfTimeError:
+            with time_limit(self._timeout_seconds):
+                return parse_answer(answer)
+        except OutOfTimeError:
             return []

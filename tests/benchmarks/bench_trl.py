@@ -40,7 +40,8 @@ from ring_ray.data.sums import generate_sums
 from ring_ray.data.tokenizer import load_tokenizer, render
 from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.types import Sequence
-from tests.benchmarks.trl_run import Settings, Setup, call, environment, train
+from tests.benchmarks.trl_run import REQUIREMENTS, Settings, Setup, call, train
+from tests.peers import environment
 
 PROMPTS, GROUP_SIZE = 32, 8  # of one step of TRL
 LEARNING_RATE, ENTROPY_COEFFICIENT, MAX_GRAD_NORM = 1e-8, 5e-4, 1.0
@@ -294,7 +295,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--case", choices=[case.name for case in CASES], help="only this one")
     args = parser.parse_args()
-    environment()
+    environment(REQUIREMENTS)
     with tempfile.TemporaryDirectory() as path:
         write_prompts(f"{path}/sums.jsonl")
         for case in CASES:

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import time
-import venv
 from collections.abc import Sequence as Many
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from transformers import TrainerCallback
 from ring_ray.config import RewardConfig
 from ring_ray.rewards.integer import IntegerVerifier
 from ring_ray.types import Prompt
+from tests.peers import ROOT, environment
 
-ROOT = Path(__file__).parents[2]
 REQUIREMENTS = Path(__file__).with_name("trl-requirements.txt")
 
 
@@ -62,19 +61,6 @@ class Record:
     lengths: Many[Many[int]]  # of the responses that each step trained
 
 
-def environment() -> Path:
-    """The bin directory of TRL's virtual environment, made where it is not there or of other requirements."""
-    path = ROOT / ".benchmarks" / "trl"
-    installed = path / REQUIREMENTS.name
-    if not installed.exists() or installed.read_text() != REQUIREMENTS.read_text():
-        print(f"installing TRL into {path}", flush=True)
-        venv.create(path, with_pip=True, clear=True)
-        install = ["-m", "pip", "install", "--quiet", "--no-deps", "-r", str(REQUIREMENTS)]
-        subprocess.run([path / "bin" / "python", *install], check=True)
-        installed.write_text(REQUIREMENTS.read_text())
-    return path / "bin"
-
-
 def call(command: Many[str | Path], log: Path, threads: int) -> None:
     """Run ``command`` in the repository. Raises RuntimeError with the end of its output where it fails."""
     environment = os.environ | {
@@ -94,7 +80,7 @@ def train(settings: Settings) -> Record:
     """All processes' record of one training, in processes of its own."""
     values = json.dumps(asdict(settings))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={settings.setup.processes}"]
-    command = [environment() / "python", *torchrun, "-m", __name__, values]
+    command = [environment(REQUIREMENTS) / "python", *torchrun, "-m", __name__, values]
     call(command, Path(settings.output) / "log.txt", settings.setup.threads)
     ranks = [Record(**json.loads(path.read_text())) for path in sorted(Path(settings.output).glob("rank-*.json"))]
     lengths = [[n for rank in ranks for n in rank.lengths[step]] for step in range(settings.steps)]

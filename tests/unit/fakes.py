@@ -44,7 +44,7 @@ class FakePrompts:
         return make_prompt(self.issued - 1)
 
     def state(self) -> Cursor:
-        return {"epoch": 0, "position": self.issued, "issued": self.issued, "digest": "fake"}
+        return {"issued": self.issued, "domains": {"d": self.issued}, "digest": "fake"}
 
     def restore(self, cursor: Cursor) -> None:
         self.issued = cursor["issued"]

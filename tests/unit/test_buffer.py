@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
+from math import isnan
 
 import numpy as np
 import pytest
@@ -274,3 +275,24 @@ def test_rewards_are_told_apart_by_domain() -> None:
         "code": DomainReward(mean=0.25, accuracy=0.5),
     }
     assert summary.reward_mean == 0.25
+
+
+def test_failed_verdicts_and_their_times_are_counted_by_domain() -> None:
+    buffer = RolloutBuffer(AlgoConfig(token_budget=4, group_size=2), seed=0)
+    failed = replace(FAILED, seconds=9.0)
+    right, wrong = (replace(reward, seconds=1.0) for reward in rewards(1, 0))
+    for index, domain, verdicts in (
+        (0, "math", (right, wrong)),
+        (1, "math", (right, failed)),
+        (2, "code", (failed,) * 2),
+    ):
+        group = rollout_of(index, 2, 2)
+        buffer.add(replace(group, prompt=replace(group.prompt, domain=domain)))
+        buffer.score(index, verdicts)
+    _, summary = buffer.take()
+    math_reward, code = summary.domains["math"], summary.domains["code"]
+    assert (math_reward.mean, math_reward.accuracy, math_reward.failures) == (0.5, 0.5, 1)
+    assert (math_reward.seconds_p50, math_reward.seconds_p99) == (1.0, pytest.approx(8.76))
+    assert (code.failures, code.seconds_p50) == (2, 9.0)
+    assert isnan(code.mean)
+    assert isnan(code.accuracy)

@@ -63,6 +63,7 @@ class BufferMachine(RuleBasedStateMachine):
         self.lost_lengths: list[float] = []
         self.truncated: list[float] = []
         self.zero: list[float] = []
+        self.failures = 0
 
     def move(self, tokens: set[Token], source: str, target: str) -> None:
         assert tokens <= self.at[source]
@@ -116,6 +117,7 @@ class BufferMachine(RuleBasedStateMachine):
         del self.waiting[index]
         if fails:
             self.move(tokens, "waiting", "dropped")
+            self.failures += 1
             assert self.buffer.score(index, (FAILED, *verdicts[1:])) == 0
             return
         self.scores += scores
@@ -245,7 +247,9 @@ class BufferMachine(RuleBasedStateMachine):
             reward_std=statistics.pstdev(self.last["scores"]),
             domains={
                 "math": DomainReward(
-                    mean=mean(self.last["scores"]), accuracy=mean([score > 0 for score in self.last["scores"]])
+                    mean=mean(self.last["scores"]),
+                    accuracy=mean([score > 0 for score in self.last["scores"]]),
+                    failures=self.failures,
                 )
             },
             response_length_mean=mean(self.last["lengths"]),

@@ -62,9 +62,17 @@ def test_every_combination_composes(chosen: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_an_experiment_only_says_what_differs(experiment: str) -> None:
     said = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
-    chosen = [f"{group.split('/')[-1]}={name}" for line in said.pop("defaults", []) for group, name in line.items()]
-    keys = [key for section in sections(composed("~experiment", *chosen)) for key in section.keys]
+    chosen = [(group.split("/")[-1], name) for line in said.pop("defaults", []) for group, name in line.items()]
+    overrides = [f"{group}={name}" for group, name in chosen] + needed(*(name for _, name in chosen))
+    keys = [key for section in sections(composed("~experiment", *overrides)) for key in section.keys]
     assert not [key.name for key in keys if OmegaConf.select(said, key.name, default="unsaid") == key.value]
+
+
+def test_weights_are_by_domains_that_the_schema_does_not_know() -> None:
+    assert composed("data.weights={math: 2, code/python: 1}").data.weights == {"math": 2.0, "code/python": 1.0}
+    assert composed("experiment=mixture", "data.weights.games=3").data.weights["games"] == 3.0
+    with pytest.raises(ConfigError, match=r"data\.weights\.math: .*'many'"):
+        composed("data.weights.math=many")
 
 
 def test_ring_lite_has_the_numbers_of_the_paper() -> None:

@@ -20,7 +20,7 @@ KEYS = [key for section in sections(RunConfig()) for key in section.keys]
 
 def leaves(config: dict[str, object], prefix: str = "") -> Iterator[str]:
     for name, value in config.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name

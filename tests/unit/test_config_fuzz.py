@@ -101,7 +101,7 @@ def test_a_file(values: dict[str, Any], defaults: object) -> None:
         if isinstance(branch, dict):
             branch[name] = value
     text = yaml.safe_dump(tree, allow_unicode=True).encode(errors="surrogatepass")
-    in_file(b"# @package _global_\n" + text, *values, *(key.rpartition(".")[2] for key in values))
+    in_file(b"# @package _global_\n" + text, *values, *(key.rpartition(".")[2] for key in values), *groups(CONF))
 
 
 @settings(max_examples=60, deadline=None)

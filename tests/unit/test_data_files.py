@@ -57,6 +57,14 @@ def test_jsonl_rows_become_prompts(write: Write) -> None:
     assert TOKENIZER.decode(third.token_ids) == "Be brief.Größe?<|assistant|>"
 
 
+def test_an_answer_may_be_an_object(write: Write, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{number}?", "answer": {"target": number, "numbers": [1, 2]}} for number in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    for source in (load(write(*rows)), load(str(tmp_path / "train.parquet"))):
+        answers = {prompt.text: prompt.answer for prompt in (*source.training, *source.held_out)}
+        assert answers["1?"] == '{"numbers": [1, 2], "target": 1}'
+
+
 def test_the_instruction_ends_the_last_message(write: Write) -> None:
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 2?"}]
     path = write({"prompt": "Half of 1?", "answer": "x"}, {"prompt": chat, "answer": "3"})
@@ -107,6 +115,7 @@ def test_eval_path_with_every_training_prompt(write: Write) -> None:
         ({"prompt": "a"}, r"train.jsonl:3: no column 'answer', only 'prompt'"),
         ({"question": "a", "answer": "1"}, r"train.jsonl:3: no column 'prompt', only 'question', 'answer'"),
         ({"prompt": "a", "answer": 4.5}, r"train.jsonl:3: answer must be a string, found float 4.5"),
+        ({"prompt": "a", "answer": {"a": float("nan")}}, r"train.jsonl:3: answer is no JSON: "),
         ({"prompt": "a", "answer": None}, r"train.jsonl:3: answer must be a string, found NoneType"),
         ({"prompt": "a", "answer": " "}, r"train.jsonl:3: answer is empty"),
         ({"prompt": " \n", "answer": "1"}, r"train.jsonl:3: prompt is empty"),
@@ -146,9 +155,10 @@ def test_a_bad_parquet_row_is_named(tmp_path: Path) -> None:
 
 
 def test_bad_files(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
     for path, message in [
         (str(tmp_path / "none.jsonl"), r"data\.path=.*none.jsonl': no such file"),
-        (str(tmp_path), r"data\.path=.*: no such file"),
+        (str(tmp_path / "empty"), r"data\.path=.*empty': no file in it ends in \.jsonl, \.json, \.parquet"),
         (write(name="empty.jsonl"), r"data\.path=.*empty.jsonl': the file has no rows"),
         (write("a,b", name="train.csv"), r"data\.path=.*train.csv': must end in \.jsonl, \.json, \.parquet"),
         (write("text", name="text.parquet"), r"text.parquet: not a readable Parquet file"),

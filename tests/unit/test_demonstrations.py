@@ -6,18 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring_ray.config import DataConfig, RunConfig
-from ring_ray.data.demonstrations import demonstrate, demonstrations
-from ring_ray.data.rows import DataError
+from ring_ray.data.demonstrations import demonstrations
 from ring_ray.data.source import PromptSource, load_prompts
+from ring_ray.data.sums import add_in_columns
 from ring_ray.engines.tiny_model import make_tiny_tokenizer
 from ring_ray.types import Prompt
 
 TOKENIZER = make_tiny_tokenizer()
-
-
-def prompt(text: str) -> Prompt:
-    ids = np.zeros(1, np.int32)
-    return Prompt(index=0, id="d.jsonl:7", domain="d", text=text, token_ids=ids, verifier="integer", answer="0")
 
 
 @pytest.mark.parametrize(
@@ -30,12 +25,12 @@ def prompt(text: str) -> Prompt:
     ],
 )
 def test_form(first: int, second: int, text: str) -> None:
-    assert demonstrate(prompt(f"Calculate {first} + {second}.")) == text
+    assert add_in_columns(str(first), str(second)) == text
 
 
 @given(st.integers(0, 10**6 - 1), st.integers(0, 10**6 - 1))
 def test_every_step_and_the_answer_are_right(first: int, second: int) -> None:
-    *steps, answer = demonstrate(prompt(f"Calculate {first} + {second}.")).split()
+    *steps, answer = add_in_columns(str(first), str(second)).split()
     assert answer == rf"\boxed{{{first + second}}}"
     assert len(steps) == max(len(str(first)), len(str(second)))
     totals = []
@@ -58,10 +53,17 @@ def test_the_stream_is_endless_seeded_and_of_training_prompts_only() -> None:
     for demonstrated, ids in first:
         assert ids.dtype == np.int32
         assert ids[-1] == TOKENIZER.eos_token_id
-        assert TOKENIZER.decode(ids[:-1]) == demonstrate(demonstrated)
+        assert TOKENIZER.decode(ids[:-1]) == source.demonstrations[demonstrated.id]
 
 
-def test_a_prompt_that_is_no_sum_is_named() -> None:
-    source = PromptSource([prompt("What is 1?")], (), 0)
-    with pytest.raises(DataError, match=r"d\.jsonl:7: no demonstration for 'What is 1\?', .*sft\.enabled=never"):
-        next(demonstrations(source, TOKENIZER, 0))
+def test_prompts_without_a_demonstration_are_left_out() -> None:
+    ids = np.zeros(1, np.int32)
+    prompts = [
+        Prompt(index=0, id=name, domain="d", text=name, token_ids=ids, verifier="v", answer="0")
+        for name in ("plain", "shown")
+    ]
+    source = PromptSource(prompts, (), 0, demonstrations={"shown": "worked"})
+    found = [*islice(demonstrations(source, TOKENIZER, 0), 5)]
+    assert {(prompt.id, TOKENIZER.decode(shown[:-1])) for prompt, shown in found} == {("shown", "worked")}
+    with pytest.raises(ValueError, match="no training prompt has a demonstration"):
+        next(demonstrations(PromptSource(prompts, (), 0), TOKENIZER, 0))

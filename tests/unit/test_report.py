@@ -12,6 +12,7 @@ import pytest
 
 from ring_ray.metrics import METRICS
 from ring_ray.report import ReportError, write_report
+from ring_ray.report.domains import domain_pictures
 from ring_ray.report.pictures import CURVES
 from ring_ray.report.runs import read_runs
 from ring_ray.tracking import Tracker
@@ -20,7 +21,8 @@ from tests.unit.run_directories import write_run, write_sweep
 from tests.unit.test_tracking import balanced_metrics, run_config
 
 OVERLAID = (*(curve.title for curve in CURVES), "Accuracy")
-PER_RUN = ("Where tokens went", "Where tokens are", "Step time")
+BY_DOMAIN = ("Accuracy by domain", "Failed verdicts by domain", "Verdict time by domain")
+PER_RUN = ("Where tokens went", "Where tokens are", "Step time", *BY_DOMAIN)
 TITLES = OVERLAID + PER_RUN
 
 
@@ -312,3 +314,20 @@ def test_job_says_what_is_wrong(tmp_path, run_job, capsys):
         with pytest.raises(SystemExit, match="2"):
             run_job(str(path))
         assert message in capsys.readouterr().err
+
+
+def test_domains_are_those_of_any_step(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", steps=2)
+    first, second = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    late = {name.replace("/math/", "/late/"): value for name, value in second.items() if "/math/" in name}
+    (run_dir / "metrics.jsonl").write_text(f"{json.dumps(first)}\n{json.dumps(second | late)}\n")
+    (run,), _ = read_runs([run_dir])
+    assert run.domains == ["code", "late", "math"]
+    for picture in domain_pictures(run):
+        assert all(f">{domain}</text>" in picture.svg for domain in run.domains)
+
+
+def test_a_run_without_domains_has_no_pictures_of_them(run: Path) -> None:
+    (read,), _ = read_runs([run])
+    plain = [{name: value for name, value in row.items() if not name.startswith("reward/")} for row in read.rows]
+    assert domain_pictures(replace(read, rows=plain)) == []

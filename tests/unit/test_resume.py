@@ -26,7 +26,7 @@ from tests.unit.fakes import FakePolicy
 ORIGIN = RunOrigin(model_path="hub/model", accuracy={"base": Accuracy(correct=1, n=4)}, wandb_id="ab12")
 SNAPSHOT = StreamSnapshot(
     state=StreamState(
-        generated=0, mean_length=10.0, cursor={"epoch": 0, "position": 3, "issued": 3, "digest": "d"}, unfinished={}
+        generated=0, mean_length=10.0, cursor={"issued": 3, "domains": {"d": 3}, "digest": "d"}, unfinished={}
     ),
     buffer=BufferStateRef(BufferState()),
     unfinished={},

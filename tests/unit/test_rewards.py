@@ -1,4 +1,6 @@
 import threading
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring_ray.config import ConfigError, RewardConfig
+from ring_ray.rewards.base import AnswerError
 from ring_ray.rewards.boxed import last_boxed
 from ring_ray.rewards.integer import IntegerVerifier
 from ring_ray.rewards.math import MathVerifier, normalize_percent
@@ -71,10 +74,8 @@ def test_integer_verdicts(response: str, verdict: Verdict) -> None:
 
 
 def test_integer_never_blames_the_response_for_the_data() -> None:
-    reward = INTEGER.verify(prompt("twelve"), r"\boxed{12}")
-    assert reward.verdict is Verdict.FAILED
-    assert "d.jsonl:7" in reward.reason
-    assert "twelve" in reward.reason
+    with pytest.raises(AnswerError, match=r"d\.jsonl:7: .*'twelve' is not an integer"):
+        INTEGER.verify(prompt("twelve"), r"\boxed{12}")
 
 
 @pytest.mark.parametrize(
@@ -173,5 +174,78 @@ def test_registry() -> None:
         assert verifiers.get(name) is verifiers.get(name)
     assert isinstance(verifiers.get("integer"), IntegerVerifier)
     assert isinstance(verifiers.get("math"), MathVerifier)
-    with pytest.raises(ConfigError, match="verifier='code': must be one of integer, math"):
-        verifiers.get("code")
+    with pytest.raises(ConfigError, match=r"verifier='nothing': must be one of arc_1d, .*integer, .*math"):
+        verifiers.get("nothing")
+
+
+class Breaks:
+    def verify(self, prompt: Prompt, response: str) -> Reward:
+        raise RuntimeError("out of order")
+
+
+def test_a_verifier_that_breaks_has_failed_and_is_never_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FACTORIES, "integer", lambda config: Breaks())
+    reward = Verifiers(RewardConfig()).judge(replace(prompt("3"), verifier="integer"), r"\boxed{3}")
+    assert (reward.score, reward.verdict) == (0.0, Verdict.FAILED)
+    assert "d.jsonl:7: RuntimeError: 'out of order'" in reward.reason
+
+
+def test_a_verdict_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter((10.0, 10.25))
+    monkeypatch.setattr("ring_ray.rewards.registry.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    reward = Verifiers(RewardConfig()).judge(replace(prompt("3"), verifier="integer"), r"\boxed{3}")
+    assert (reward.verdict, reward.seconds) == (Verdict.CORRECT, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("answer", "given", "verdict"),
+    [
+        (r"5\text{ cm}", "5", Verdict.CORRECT),
+        (r"5\text{ cm}", "5 cm", Verdict.CORRECT),
+        (r"5\text{ cm}", r"50\text{ mm}", Verdict.CORRECT),
+        (r"5\text{ cm}", r"5\text{ m}", Verdict.WRONG),
+        (r"5\text{ cm}", "5 m", Verdict.WRONG),
+        (r"5\text{ cm}", "6 cm", Verdict.WRONG),
+        (r"5\text{ cm}", r"5\text{ cm}^2", Verdict.WRONG),
+        (r"1\text{ h}", r"60\text{ min}", Verdict.CORRECT),
+        (r"\frac12\text{ m}", r"50\text{ cm}", Verdict.CORRECT),
+        ("5", r"5\text{ apples}", Verdict.CORRECT),
+    ],
+)
+def test_units_are_converted_and_never_ignored(answer: str, given: str, verdict: Verdict) -> None:
+    assert math(answer, rf"\boxed{{{given}}}").verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("answer", "given", "equal"),
+    [
+        ("1, 2", "2, 1", True),
+        ("x=1 or x=2", "1, 2", True),
+        (r"1 \text{ and } 2", r"\{2, 1\}", True),
+        (r"\pm 2", "2, -2", True),
+        ("1, 2", "1", False),
+        ("1", "1, 2", False),
+        (r"\{1,2\}", r"\{1,2,3\}", False),
+        (r"\{1,2\}", r"\{1,3\}", False),
+        (r"\emptyset", r"\{\}", True),
+        ("(1,2)", "(2,1)", False),
+        (r"\{(1,2),(3,4)\}", "(3,4), (1,2)", True),
+        (r"(-\infty,1)\cup(2,\infty)", r"(2,\infty)\cup(-\infty,1)", True),
+        (r"(-\infty,1)\cup(2,\infty)", r"(3,\infty)\cup(-\infty,1)", False),
+        (r"\left(\frac{1}{2},3\right]", "(0.5,3]", True),
+        ("[0,1]", "[0,1)", False),
+        ("[1,2)", "(1,2]", False),
+        ("x>3", r"(3,\infty)", True),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}", True),
+        (r"\begin{pmatrix}1/2&2\end{pmatrix}", r"\begin{pmatrix}0.5&2\end{pmatrix}", True),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\4&3\end{pmatrix}", False),
+    ],
+)
+def test_sets_intervals_matrices_and_several_answers(answer: str, given: str, equal: bool) -> None:
+    assert math(answer, rf"\boxed{{{given}}}").verdict is (Verdict.CORRECT if equal else Verdict.WRONG)
+
+
+def test_a_digit_is_no_command() -> None:
+    assert math(r"\frac{2}{5}", r"\boxed{\frac{2}{5}\7}").verdict is Verdict.UNPARSABLE
+    matrix = r"\begin{pmatrix}1\\2\end{pmatrix}"
+    assert math(matrix, rf"\boxed{{{matrix}}}").verdict is Verdict.CORRECT

@@ -22,10 +22,10 @@ from ring_ray.config import (
 from ring_ray.evaluation import EvaluationError, evaluate
 from ring_ray.health import NonFiniteError
 from ring_ray.resume import checkpoint_to_resume
-from ring_ray.roles import PolicyStateRef, Roles
+from ring_ray.roles import PolicyStateRef, Roles, RolloutRef
 from ring_ray.sft import Demonstration
 from ring_ray.stages import Course, Stages
-from ring_ray.types import Fault, Reward, RolloutSample, StepMetrics, Verdict
+from ring_ray.types import Fault, Reward, Rollout, RolloutSample, StepMetrics, Verdict
 from tests.unit.checkpoints import LocalArchive
 from tests.unit.fakes import FakePolicy, FakePrompts, FakeReward, FakeRollout, LocalBuffer, make_prompt
 
@@ -174,6 +174,19 @@ def test_what_can_not_be_judged_counts_neither_way(verdict: Verdict) -> None:
     assert (accuracy.correct, accuracy.n, accuracy.unjudged) == (2, 6, 2)
     with pytest.raises(EvaluationError, match="none of 8"):
         asyncio.run(evaluate(prompts, FakeRollout(), FakeReward(verdict)))
+
+
+def test_accuracy_is_told_apart_by_domain() -> None:
+    class ByIndex(FakeReward):
+        async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
+            assert isinstance(rollout, Rollout)
+            verdict = (Verdict.FAILED, Verdict.CORRECT, Verdict.WRONG, Verdict.WRONG)[rollout.prompt.index % 4]
+            return (Reward(score=0.0, verdict=verdict, reason=""),)
+
+    prompts = [replace(make_prompt(index), domain=("even", "odd")[index % 2]) for index in range(8)]
+    accuracy = asyncio.run(evaluate(prompts, FakeRollout(), ByIndex()))
+    assert accuracy.domains == {"even": 0.0, "odd": 0.5}
+    assert accuracy.value == 2 / 6
 
 
 def test_a_run_that_is_resumed_goes_on_in_its_last_stage(tmp_path: Path) -> None:

@@ -32,7 +32,10 @@ def distinct_metrics() -> StepMetrics:
     def numbered(kind, first):
         return kind(**{field.name: first + i for i, field in enumerate(fields(kind))})
 
-    domains = {"math": DomainReward(mean=0.75, accuracy=0.5), "code": DomainReward(mean=0.125, accuracy=0.0625)}
+    domains = {
+        "math": DomainReward(mean=0.75, accuracy=0.5, failures=3, seconds_p50=0.25, seconds_p99=0.375),
+        "code": DomainReward(mean=0.125, accuracy=0.0625, failures=4, seconds_p50=0.625, seconds_p99=0.875),
+    }
     return StepMetrics(
         step=3,
         batch=replace(numbered(BatchSummary, 101), domains=domains),
@@ -110,6 +113,7 @@ def test_rollouts_are_written_with_what_became_of_them(tmp_path):
         "score": 1.0,
         "verdict": "correct",
         "reason": "4 = 4",
+        "seconds": 0.0,
         "carried": True,
     }
     assert (second["response"], second["score"]) == ("½", None)

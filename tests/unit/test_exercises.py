@@ -1,0 +1,41 @@
+"""The exercises that the mixture experiment learns from, and the command that writes them."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from jobs.make_mixture import main as make_mixture
+from ring_ray.compose import composed
+from ring_ray.data.demonstrations import demonstrations
+from ring_ray.data.exercises import choices, instructions
+from ring_ray.data.source import load_prompts
+from ring_ray.engines.tiny_model import make_tiny_tokenizer
+from ring_ray.rewards.registry import FACTORIES
+from tests.verifiers.cases import judge
+
+TOKENIZER = make_tiny_tokenizer()
+
+
+@pytest.mark.parametrize("exercises", [choices, instructions])
+def test_worked_responses_are_right(exercises: Callable[[int, int], Iterator[dict[str, str]]]) -> None:
+    rows = [*exercises(100, 0)]
+    assert rows == [*exercises(100, 0)] != [*exercises(100, 1)]
+    for row in rows:
+        assert judge(row["verifier"], row["answer"], row["demonstration"]).score == 1.0, row
+        assert judge(row["verifier"], row["answer"], "-").score == 0.0, row
+
+
+def test_the_experiment_trains_on_what_the_command_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["make_mixture.py", str(tmp_path), "--size", "60"])
+    make_mixture()
+    config = composed(["experiment=mixture", f"data.path={tmp_path}"])
+    source = load_prompts(config, TOKENIZER, FACTORIES)
+    assert {prompt.id for prompt in source.training} == source.demonstrations.keys()
+    counts = Counter(source.next().domain for _ in range(80))
+    assert counts == pytest.approx({"math": 20, "science": 20, "games": 20, "instructions": 20}, abs=3)
+    for prompt, ids in islice(demonstrations(source, TOKENIZER, 0), 20):
+        assert len(ids) <= config.rollout.max_response_tokens
+        assert judge(prompt.verifier, prompt.answer, TOKENIZER.decode(ids[:-1])).score == 1.0
