@@ -11,10 +11,11 @@ from ring_ray.saver import RunOrigin, RunState
 
 # What may change when a run goes on by itself: where it runs and who is told, not what it learns.
 FREE = (
-    "run_dir", "resume", "checkpoint", "cluster", "guard", "recovery", "reward", "sync", "tracking", "data.path",
-    "rollout.gpu_memory_fraction", "rollout.kv_cache_mib", "rollout.max_batched_tokens", "rollout.max_sequences",
-    "rollout.tensor_parallel", "train.activation_checkpointing", "train.max_skipped_steps", "train.micro_batch_tokens",
-    "train.offload_optimizer", "train.offload_parameters", "train.packing", "train.steps", "train.zero_stage",
+    "run_dir", "resume", "checkpoint", "cluster", "guard", "recovery", "reward.timeout_seconds", "sync", "tracking",
+    "data.path", "rollout.gpu_memory_fraction", "rollout.kv_cache_mib", "rollout.max_batched_tokens",
+    "rollout.max_sequences", "rollout.tensor_parallel", "train.activation_checkpointing", "train.max_skipped_steps",
+    "train.micro_batch_tokens", "train.offload_optimizer", "train.offload_parameters", "train.packing",
+    "train.steps", "train.zero_stage",
 )  # fmt: skip
 # What can't change: it decides what the state looks like.
 FIXED = ("algo.group_size", "algo.replay_routing", "model.dtype")

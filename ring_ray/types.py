@@ -183,7 +183,8 @@ class DomainReward:
     def of(rewards: list[Reward], dropped: list[Reward]) -> "DomainReward":
         """``dropped`` are the rewards of the groups of which a verdict was not reached. Not both may be empty."""
         scored = len(rewards) or math.nan
-        seconds = [reward.seconds for reward in (*rewards, *dropped)]
+        # One whose worker died has no time of its own.
+        seconds = [reward.seconds for reward in (*rewards, *dropped) if reward.seconds] or [0.0]
         return DomainReward(
             mean=sum(reward.score for reward in rewards) / scored,
             accuracy=sum(reward.verdict is Verdict.CORRECT for reward in rewards) / scored,

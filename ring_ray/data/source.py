@@ -130,24 +130,37 @@ def _listed(domains: Iterable[str]) -> str:
 
 def _in_turns(rows: Iterable[Row]) -> list[Row]:
     """A row of each domain, then the next of each."""
-    domains = defaultdict[str, list[Row]](list)
-    for row in rows:
-        domains[row.domain].append(row)
-    return [row for row in chain.from_iterable(zip_longest(*domains.values())) if row is not None]
+    turns = zip_longest(*_by_domain(rows).values())
+    return [row for row in chain.from_iterable(turns) if row is not None]
 
 
 def split(rows: list[Row], held_out_fraction: float, key: str) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows, at least one of each. ``key`` is the setting to blame for too few rows.
+    """Training and held-out rows, at least one of each in every domain of two or more. ``key`` is to blame for too few.
 
     A row's side depends on its text and on nothing else, so a prompt that one run holds out no other run of the same
     fraction trains on, whatever its seed. Only where a side would be empty does it get the row nearest to it.
     """
     if len(rows) < 2:
         raise DataError(f"{key}: {len(rows)} distinct prompts, need at least 2: one to train on and one to hold out")
-    ranked = sorted(rows, key=lambda row: _uniform_hash(row.text))
-    count = sum(_uniform_hash(row.text) < held_out_fraction for row in ranked)
-    held_out = {row.text for row in ranked[: min(max(count, 1), len(rows) - 1)]}
+    chosen = [_held_out(domain, held_out_fraction) for domain in _by_domain(rows).values()]
+    held_out = {
+        row.text for row in chain.from_iterable(chosen if any(chosen) else [_held_out(rows, held_out_fraction)])
+    }
     return [row for row in rows if row.text not in held_out], [row for row in rows if row.text in held_out]
+
+
+def _held_out(rows: Sequence[Row], fraction: float) -> list[Row]:
+    """None of a single row."""
+    ranked = sorted(rows, key=lambda row: _uniform_hash(row.text))
+    count = sum(_uniform_hash(row.text) < fraction for row in ranked)
+    return ranked[: min(max(count, 1), len(rows) - 1)]
+
+
+def _by_domain(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    domains = defaultdict[str, list[Row]](list)
+    for row in rows:
+        domains[row.domain].append(row)
+    return domains
 
 
 def _digest(prompts: Iterable[Prompt], seed: int) -> str:

@@ -8,9 +8,14 @@ from ring_ray.rewards.boxed import last_boxed, shorten
 from ring_ray.types import Prompt, Reward
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"[\s(*]*([A-Z])(?:[\s).:*].*)?", re.DOTALL)  # "B", "(B)", "B. because": not "Both"
-_SENTENCE = re.compile(r"(?i:\banswer(?:\s+is)?\b)\s*:?\s*[(*]*([A-Z])(?![\w'’])")
-_SEVERAL = re.compile(r"[\s(*]*[A-Z][)\s.*]*(?:,|;|/|&|\bor\b|\band\b)[\s(*]*[A-Z]\b[)\s.*]*")
+_LETTER = re.compile(r"[\s(*]*([A-Z])(?:\s*[).:*].*|\s+)?", re.DOTALL)  # "B", "(B)", "B. because": not "A cat"
+_AND = r"(?:[\s().*,;/&$]|\bor\b|\band\b)*"  # what stands between letters, and around them
+_SEVERAL = re.compile(rf"{_AND}[A-Z](?:{_AND}\b[A-Z]\b)+{_AND}")
+_SENTENCE = re.compile(
+    r"(?i:\banswer(?:\s+is)?\b)[\s:]*(?:[(*$]|\\\()*([A-Z])(?![\w'’])"
+    r"(?!(?:[).*$]|\\\))*\s*(?:[,/&]|or\b|and\b)\s*[(*$]*[A-Z]\b)"
+)
+_DATA = re.compile(r"\W*([A-Z])\W*")
 
 
 class ChoiceVerifier:
@@ -23,7 +28,7 @@ class ChoiceVerifier:
         """``config.timeout_seconds`` is not needed: the work is bounded by the length of the response."""
 
     def verify(self, prompt: Prompt, response: str) -> Reward:
-        expected = _letter(prompt.answer)
+        expected = _DATA.fullmatch(_WRAPPER.sub(r"\1", prompt.answer))
         if expected is None:
             raise AnswerError(
                 f"{prompt.id}: the expected answer {shorten(prompt.answer)} is not one letter from A to Z"
@@ -37,7 +42,7 @@ class ChoiceVerifier:
         if given is None:
             where = "in the response" if boxed is None else f"in {shorten(boxed)}"
             return unparsable(f"not one letter {where}")
-        return correct(f"{given} is right") if given == expected else wrong(f"{given} instead of {expected}")
+        return correct(f"{given} is right") if given == expected[1] else wrong(f"{given} instead of {expected[1]}")
 
 
 def _letter(text: str) -> str | None:

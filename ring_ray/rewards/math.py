@@ -14,6 +14,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from ring_ray.config import RewardConfig
 from ring_ray.rewards.base import correct, failed, timed_out, unparsable, wrong
 from ring_ray.rewards.boxed import last_boxed, shorten
+from ring_ray.rewards.magnitude import is_too_large
 from ring_ray.rewards.units import separate_unit
 from ring_ray.types import Prompt, Reward
 
@@ -59,12 +60,12 @@ def normalize_percent(latex: str) -> str:
 
 
 def parse_answer(answer: str) -> list[Any]:
-    """The answer as SymPy objects; empty where it is not mathematics. Only within `time_limit`."""
+    """The answer as SymPy objects; empty where it is not mathematics, or too large. Only within `time_limit`."""
     latex = normalize_percent(answer.strip().rstrip("."))
     parsed: list[Any] = parse(
         rf"\boxed{{{latex}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None
     )
-    return parsed
+    return [] if any(map(is_too_large, parsed)) else parsed
 
 
 def in_one_unit(expected: str, given: str) -> tuple[str, str] | None:
@@ -75,8 +76,11 @@ def in_one_unit(expected: str, given: str) -> tuple[str, str] | None:
     """
     expected_number, unit = separate_unit(expected, bare=False)
     given_number, given_unit = separate_unit(given, bare=unit is not None)
-    if given_unit and not unit:
-        expected_number, unit = separate_unit(expected, bare=True)
+    if not unit:
+        bare_number, bare_unit = separate_unit(expected, bare=True)
+        other_number, other_unit = separate_unit(given, bare=True)
+        if bare_unit and (given_unit or other_unit):
+            expected_number, unit, given_number, given_unit = bare_number, bare_unit, other_number, other_unit
     if unit is None or given_unit is None:
         return expected_number, given_number
     if unit.dimensions != given_unit.dimensions:
@@ -125,7 +129,7 @@ class MathVerifier:
             if not (parsed := self._parse_expected(numbers[0])):
                 return failed(f"{prompt.id}: math-verify can't read the expected answer {shorten(expected)}")
             if not given:
-                return unparsable(f"{shorten(answer)} is not mathematics")
+                return unparsable(f"{shorten(answer)} is not mathematics, or of too many digits")
             with time_limit(self._timeout_seconds):
                 equal = verify(parsed, given, timeout_seconds=None)
         except OutOfTimeError:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Annotated
 
 import msgspec
 
@@ -17,6 +18,8 @@ _DECIMAL = re.compile(
     r"(?:(?:[eE]|(?:\\times|\\cdot|×|\*)10\^)\{?([+-]?[0-9]{1,3})\}?)?(\\?%)?"
 )
 _INTEGER = re.compile(r"[+-]?[0-9,]+")
+_RECORD = re.compile(r'\s*\{\s*"')
+_SAME = 1e-12  # relative difference of what is the same but for rounding
 _SPACES = re.compile(r"\\[,;:! ]|[\s~$]|(?<=[0-9])\{,\}(?=[0-9])")
 
 
@@ -24,7 +27,7 @@ class ScienceAnswer(msgspec.Struct, forbid_unknown_fields=True):
     """An answer in the data that names its own tolerance."""
 
     answer: str
-    tolerance: float  # relative
+    tolerance: Annotated[float, msgspec.Meta(ge=0, lt=1)]  # relative
 
 
 class ScienceVerifier:
@@ -58,24 +61,43 @@ class ScienceVerifier:
         if unit and given_unit:
             if unit.dimensions != given_unit.dimensions:
                 return wrong(f"{shorten(answer)} is in another kind of unit than {shorten(expected)}")
-            given_value *= float(given_unit.scale / unit.scale)
-        if math.isclose(given_value, value, rel_tol=1e-9) or abs(given_value - value) <= tolerance * abs(value):
+            try:
+                given_value *= float(given_unit.scale / unit.scale)
+            except OverflowError:
+                return wrong(f"{shorten(answer)} instead of {shorten(expected)}")
+        count, given_count = _integer(expected), _integer(answer)
+        counted = tolerance == 0 and count is not None and given_count is not None
+        if count == given_count if counted else _is_close(given_value, value, tolerance):
             return correct(f"{shorten(answer)} is right")
         return wrong(f"{shorten(answer)} instead of {shorten(expected)}, with a tolerance of {tolerance:g}")
 
     def _expected(self, prompt: Prompt) -> tuple[str, float]:
         """The answer in the data, and its tolerance."""
-        if prompt.answer.startswith('{"'):
+        if _RECORD.match(prompt.answer):
             record = read_answer(prompt, ScienceAnswer)
             return record.answer, record.tolerance
         boxed = last_boxed(prompt.answer)
         expected = prompt.answer if boxed is None else boxed
-        return expected, 0.0 if _INTEGER.fullmatch(_SPACES.sub("", expected)) else self._tolerance
+        return expected, 0.0 if _integer(expected) is not None else self._tolerance
+
+
+def _is_close(given: float, expected: float, tolerance: float) -> bool:
+    return math.isclose(given, expected, rel_tol=_SAME) or abs(given - expected) <= tolerance * abs(expected)
+
+
+def _plain(latex: str) -> str:
+    return latex.strip().strip("$").rstrip(".")
+
+
+def _integer(latex: str) -> int | None:
+    """A count, without a unit."""
+    digits = _SPACES.sub("", _plain(latex))
+    return int(digits.replace(",", "")) if len(digits) < 1000 and _INTEGER.fullmatch(digits) else None
 
 
 def _quantity(latex: str) -> tuple[float, Unit | None] | None:
     """One finite number and its unit; None for anything else."""
-    number, unit = separate_unit(latex.strip().strip("$").rstrip("."), bare=True)
+    number, unit = separate_unit(_plain(latex), bare=True)
     decimal = _DECIMAL.fullmatch(_SPACES.sub("", number))
     if decimal:
         value = float(f"{decimal[1].replace(',', '')}e{decimal[2] or 0}") / (100 if decimal[3] else 1)

@@ -23,10 +23,14 @@ _DERIVED = {
     "ft": ("0.3048", "m"),
     "yd": ("0.9144", "m"),
     "mi": ("1609.344", "m"),
+    "wk": ("604800", "s"),
     "min": ("60", "s"),
     "h": ("3600", "s"),
     "d": ("86400", "s"),
+    "mph": ("0.44704", "m s^-1"),
     "L": ("1/1000", "m^3"),
+    "l": ("1/1000", "m^3"),
+    "angstrom": ("1/10000000000", "m"),
     "ha": ("10000", "m^2"),
     "rad": ("1", ""),
     "Hz": ("1", "s^-1"),
@@ -35,6 +39,8 @@ _DERIVED = {
     "Pa": ("1", "N m^-2"),
     "bar": ("100000", "Pa"),
     "atm": ("101325", "Pa"),
+    "mmHg": ("133.322387415", "Pa"),
+    "Torr": ("101325/760", "Pa"),
     "J": ("1", "N m"),
     "cal": ("4.184", "J"),
     "eV": ("1.602176634e-19", "J"),
@@ -60,6 +66,7 @@ _NAMES = {
     "hour": "h",
     "hr": "h",
     "day": "d",
+    "week": "wk",
     "inche": "in",  # the plural without its s
     "inch": "in",
     "foot": "ft",
@@ -69,7 +76,6 @@ _NAMES = {
     "pound": "lb",
     "liter": "L",
     "litre": "L",
-    "l": "L",
     "newton": "N",
     "joule": "J",
     "watt": "W",
@@ -88,7 +94,7 @@ _NAMES = {
 _PREFIXES = {"": 0, "p": -12, "n": -9, "u": -6, "m": -3, "c": -2, "d": -1, "h": 2, "k": 3, "M": 6, "G": 9, "T": 12}
 _LONG_PREFIXES = {"nano": -9, "micro": -6, "milli": -3, "centi": -2, "deci": -1, "kilo": 3, "mega": 6, "giga": 9}
 _PREFIXED = {
-    *("m", "g", "s", "A", "K", "mol", "L", "M"),
+    *("m", "g", "s", "A", "K", "mol", "L", "l", "M"),
     *("Hz", "Bq", "N", "Pa", "bar", "J", "cal", "eV", "W", "Wh", "C", "V", "ohm", "S", "F", "Wb", "T", "H"),
 }
 
@@ -103,10 +109,11 @@ _REWRITES = (
     (r"\bper\b", "/"),
     (r"\bsquare\s+([A-Za-z]+)", r"\1^2"),
     (r"\bcubic\s+([A-Za-z]+)", r"\1^3"),
-    (r"°\s*C\b", "°C"),
+    (r"°\s*C(?:elsius)?\b|\b[Dd]egrees?\s+[Cc]elsius\b", "°C"),
+    (r"Å|\\AA\b", "angstrom"),
 )
 _SUPERSCRIPTS = {ord(sign): f"{digit}" for sign, digit in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True)}
-_FACTOR = re.compile(r"(°C|°|[A-Za-z]+)\s*\^?\s*([+-]?[0-9]{1,2})?")
+_FACTOR = re.compile(r"(°C|°|[A-Za-z]+)(?:(?:\s*\^\s*)?([+-]?[0-9]{1,2}))?")  # a number after a space is no power
 _WRAPPER = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname)\s*\{")
 _BARE = re.compile(
     r"(\s*[+-]?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
@@ -151,7 +158,8 @@ def separate_unit(latex: str, *, bare: bool) -> tuple[str, Unit | None]:
         return latex, None
     for wrapper in _WRAPPER.finditer(latex):
         number, unit = latex[: wrapper.start()], read_unit(latex[wrapper.start() :])
-        if unit is not None and number.strip():
+        # "(" and "P(" are no numbers: what follows is a letter in parentheses.
+        if unit is not None and number.strip() and number.count("(") == number.count(")"):
             return re.sub(r"(?:\\[,;:! ]|~|\s)+$", "", number), unit
     if bare and (match := _BARE.fullmatch(latex)) and (unit := read_unit(match[2])):
         return match[1], unit

@@ -87,6 +87,15 @@ class TestSplit:
                 [each for each in some if each in side] for side in split(rows, 0.2, "data.path")
             )
 
+    def test_every_domain_of_two_prompts_is_on_both_sides(self) -> None:
+        rows = [
+            replace(row(f"{domain} {number}"), domain=f"{domain}") for domain in range(9) for number in range(domain)
+        ]
+        for side in split(rows, 0.01, "data.path"):
+            assert {each.domain for each in side} >= {f"{domain}" for domain in range(2, 9)}
+        alone = [replace(row(name), domain=name) for name in "ab"]
+        assert [len(side) for side in split(alone, 0.01, "data.path")] == [1, 1]
+
     def test_the_hash_is_the_same_in_every_process(self) -> None:
         held_out = split([row(str(number)) for number in range(20)], 0.2, "data.path")[1]
         assert [each.text for each in held_out] == ["2", "6", "17", "18"]

@@ -20,6 +20,7 @@ from ring_ray.rewards.games import GAMES
 from ring_ray.rewards.games.arithmetic import evaluate
 from ring_ray.rewards.games.game import UnparsableError
 from ring_ray.rewards.games.generation import generate
+from ring_ray.rewards.games.knights import Knights
 from ring_ray.rewards.registry import FACTORIES
 from ring_ray.types import Verdict
 from tests.verifiers.cases import Problem, judge
@@ -192,3 +193,10 @@ def test_pre_generated_puzzles(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, c
     assert {row["verifier"] for row in rows} == {"maze", "countdown"}
     assert len({row["prompt"] for row in rows}) == len(rows) <= 10
     assert f"{len(rows)} distinct puzzles of 10" in capsys.readouterr().out
+
+
+def test_a_name_that_is_only_like_a_name_names_nobody() -> None:
+    """A dotless i counts for an i where case is ignored."""
+    knights = Knights({"Victoria": True}, ("knight", "knave"))
+    with pytest.raises(UnparsableError, match="does not say what Victoria is"):
+        GAMES["knights_knaves"].judge(knights, "V\u0131ctoria is a knight")

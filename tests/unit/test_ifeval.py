@@ -46,6 +46,7 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     ),
     ("keywords:frequency", {"keyword": "is", "frequency": 2, "relation": "less than"}, ["is", "no"], ["This is"]),
     ("keywords:forbidden_words", {"forbidden_words": ["cat"]}, ["concat", "dog"], ["a Cat.", "cat"]),
+    ("keywords:forbidden_words", {"forbidden_words": ["C++"]}, ["C", "xC++"], ["I love C++ and more"]),
     ("keywords:letter_frequency", {"letter": "a", "let_frequency": 3, "let_relation": "at least"}, ["aAa"], ["aa"]),
     ("keywords:letter_frequency", {"letter": "!", "let_frequency": 2, "let_relation": "less than"}, ["!"], ["!!"]),
     ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, ["one two-three"], ["one two"]),
@@ -192,6 +193,8 @@ def test_arguments_that_are_null_are_left_out() -> None:
         ('{"instruction_id_list": [], "kwargs": []}', "0 instructions"),
         ('{"instruction_id_list": ["no:such"], "kwargs": [{}]}', "'no:such' is not one of IFEval's 25"),
         ('{"instruction_id_list": ["startend:end_checker"], "kwargs": [{}]}', "missing a required argument"),
+        ('{"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": "cat"}]}', "Expected `array`"),
+        ('{"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": []}]}', "keywords is empty"),
         (
             '{"instruction_id_list": ["length_constraints:number_words"],'
             ' "kwargs": [{"num_words": 1, "relation": "?"}]}',

@@ -150,7 +150,24 @@ def test_math_off_the_main_thread_fails_instead_of_scoring_zero() -> None:
     assert "main thread" in rewards[0].reason
 
 
-@pytest.mark.parametrize("given", [r"9^{9^{9^{9}}}", r"(10^{10})!", r"\sum_{n=1}^{10^9} \frac{1}{n^n}"])
+@pytest.mark.parametrize(
+    "given", [r"9^{9^{9^{9}}}", r"3^{3^{18}}", r"(10^{10})!", r"(10^{7})!", r"\binom{10^9}{10^8}", r"2^{-10^{9}}"]
+)
+def test_math_computes_no_number_that_no_time_limit_could_end(given: str) -> None:
+    reward = math("3", rf"\boxed{{{given}}}")
+    assert (reward.score, reward.verdict) == (0.0, Verdict.UNPARSABLE)
+    assert "too many digits" in reward.reason
+
+
+@pytest.mark.parametrize(
+    ("answer", "given"),
+    [("2^{1000}", "4^{500}"), ("100!", "100 \\cdot 99!"), ("(-1)^{10^{9}}", "1"), ("x^{100}", "x^{100}")],
+)
+def test_math_computes_large_numbers(answer: str, given: str) -> None:
+    assert math(answer, rf"\boxed{{{given}}}").verdict is Verdict.CORRECT
+
+
+@pytest.mark.parametrize("given", [r"\sum_{n=1}^{10^9} \frac{1}{n^n}"])
 def test_math_stops_at_its_time_limit_and_goes_on_afterwards(given: str) -> None:
     verifier = MathVerifier(RewardConfig(timeout_seconds=0.3))
     reward = verifier.verify(prompt("3"), rf"\boxed{{{given}}}")
@@ -210,6 +227,14 @@ def test_a_verdict_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch) -> Non
         (r"1\text{ h}", r"60\text{ min}", Verdict.CORRECT),
         (r"\frac12\text{ m}", r"50\text{ cm}", Verdict.CORRECT),
         ("5", r"5\text{ apples}", Verdict.CORRECT),
+        ("5 cm", "5 m", Verdict.WRONG),
+        ("5 cm", "50 mm", Verdict.CORRECT),
+        (r"2\text{ L}", r"2000\text{ ml}", Verdict.CORRECT),
+        (r"5\text{ L}", r"5\text{ ml}", Verdict.WRONG),
+        (r"2\text{ h } 30\text{ min}", "2", Verdict.WRONG),
+        (r"10\text{ m} \times 5\text{ m}", "10", Verdict.WRONG),
+        (r"(\text{C})", r"(\text{C})", Verdict.CORRECT),
+        (r"P(\text{A})", r"P(\text{A})", Verdict.CORRECT),
     ],
 )
 def test_units_are_converted_and_never_ignored(answer: str, given: str, verdict: Verdict) -> None:

@@ -87,6 +87,16 @@ def test_where_a_number_ends_and_its_unit_begins(text: str, bare: bool, number: 
         ("300 K", "300 °C", Verdict.WRONG),
         ("12", "12.0", Verdict.CORRECT),
         ("12", "12.1", Verdict.WRONG),
+        ("12.", "12.1", Verdict.WRONG),
+        ("2147483648", "2147483647", Verdict.WRONG),
+        ("5 weeks", "35 days", Verdict.CORRECT),
+        ("5 weeks", "5 days", Verdict.WRONG),
+        ("5 ft 6 in", "5", Verdict.WRONG),
+        ("760 mmHg", "1 atm", Verdict.CORRECT),
+        ("20 °C", "20 degrees Celsius", Verdict.CORRECT),
+        ("5 m", "5 km^99 mm^-98", Verdict.WRONG),
+        ('{ "answer": "10", "tolerance": 0.2}', "11", Verdict.CORRECT),
+        ('{"answer": "10", "tolerance": 0.2}', "13", Verdict.WRONG),
         ("0.333", "1/3", Verdict.CORRECT),
         ("1.41", r"\sqrt{2}", Verdict.CORRECT),
         ("0.12", r"12\%", Verdict.CORRECT),
@@ -145,7 +155,7 @@ def test_science_off_the_main_thread_fails_instead_of_scoring_zero() -> None:
 
 def test_science_stops_at_its_time_limit() -> None:
     verifier = ScienceVerifier(RewardConfig(timeout_seconds=0.3))
-    assert verifier.verify(prompt("2.5"), r"\boxed{9^{9^{9^{9}}}}").verdict is Verdict.TIMED_OUT
+    assert verifier.verify(prompt("2.5"), r"\boxed{\sum_{n=1}^{10^9} \frac{1}{n^n}}").verdict is Verdict.TIMED_OUT
 
 
 @pytest.mark.parametrize(
@@ -162,6 +172,14 @@ def test_science_stops_at_its_time_limit() -> None:
         (r"\boxed{B} no, \boxed{A}", Verdict.WRONG),
         (r"\boxed{A and B}", Verdict.UNPARSABLE),
         (r"\boxed{A, B}", Verdict.UNPARSABLE),
+        (r"\boxed{B or A or C}", Verdict.UNPARSABLE),
+        (r"\boxed{(B) and (C)}", Verdict.UNPARSABLE),
+        (r"\boxed{B. A. C. D}", Verdict.UNPARSABLE),
+        (r"\boxed{B A}", Verdict.UNPARSABLE),
+        ("The answer is B or C", Verdict.UNPARSABLE),
+        ("The answer is $B$", Verdict.CORRECT),
+        (r"The answer is \(B\).", Verdict.CORRECT),
+        ("answer" + " " * 100_000 + "x", Verdict.UNPARSABLE),
         (r"\boxed{Both}", Verdict.UNPARSABLE),
         (r"\boxed{b}", Verdict.UNPARSABLE),
         (r"\boxed{}", Verdict.UNPARSABLE),
@@ -187,7 +205,7 @@ def test_choice_accepts_its_letter_alone() -> None:
             assert CHOICE.verify(prompt(expected), form.format(chosen)).score == float(chosen == expected)
 
 
-@pytest.mark.parametrize("answer", ["", "AB", "3", json.dumps({"answer": "B"})])
+@pytest.mark.parametrize("answer", ["", "AB", "A or B", "A cat", "3", json.dumps({"answer": "B"})])
 def test_choice_never_blames_the_response_for_the_data(answer: str) -> None:
     with pytest.raises(AnswerError, match=r"d\.jsonl:7"):
         CHOICE.verify(prompt(answer), r"\boxed{B}")

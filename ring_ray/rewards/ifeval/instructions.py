@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from ring_ray.rewards.ifeval import language, layout, words
 
 INSTRUCTIONS: dict[str, Callable[..., bool]] = {
@@ -36,7 +38,7 @@ INSTRUCTIONS: dict[str, Callable[..., bool]] = {
 
 
 def bind(name: str, arguments: dict[str, Any]) -> Callable[[str], bool]:
-    """The check of a response; raises ValueError for an unknown instruction, or arguments that are not its own.
+    """The check of a response; raises ValueError for an unknown instruction, or arguments that it can't take.
 
     IFEval's data names every argument of every instruction: those that are null are left out.
     """
@@ -44,8 +46,13 @@ def bind(name: str, arguments: dict[str, Any]) -> Callable[[str], bool]:
         raise ValueError(f"instruction {name!r} is not one of IFEval's 25")
     given = {key: value for key, value in arguments.items() if value is not None}
     instruction = INSTRUCTIONS[name]
+    signature = inspect.signature(instruction)
     try:
-        inspect.signature(instruction).bind("", **given)
-    except TypeError as error:
+        signature.bind("", **given)
+        for key, value in given.items():
+            msgspec.convert(value, signature.parameters[key].annotation)
+    except (TypeError, msgspec.ValidationError) as error:
         raise ValueError(f"instruction {name!r}: {error}") from error
+    if empty := [key for key, value in given.items() if value in ("", [])]:
+        raise ValueError(f"instruction {name!r}: {empty[0]} is empty")
     return lambda response: instruction(response, **given)

@@ -20,7 +20,7 @@ def frequency(response: str, *, keyword: str, frequency: float, relation: str) -
 
 def forbidden_words(response: str, *, forbidden_words: list[str]) -> bool:
     """None of them is in the response as a whole word."""
-    return not any(re.search(rf"\b{re.escape(word)}\b", response, re.IGNORECASE) for word in forbidden_words)
+    return not any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", response, re.IGNORECASE) for word in forbidden_words)
 
 
 def letter_frequency(response: str, *, letter: str, let_frequency: float, let_relation: str) -> bool:
