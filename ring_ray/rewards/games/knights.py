@@ -15,10 +15,9 @@ class Knights:
 def judge(knights: Knights, text: str) -> Finding:
     names, terms = ("|".join(map(re.escape, words)) for words in (knights.truthful, knights.terms))
     said: dict[str, set[str]] = {name.casefold(): set() for name in knights.truthful}
-    # Without re.ASCII, which has a dotless i for an i, "Vıctoria" would be found, and then be nobody.
-    pattern = re.compile(rf"\b({names}) is (?:an? )?({terms})\b", re.IGNORECASE | re.ASCII)
-    for name, term in pattern.findall(" ".join(text.split())):
-        said[name.casefold()].add(term.casefold())
+    for name, term in re.findall(rf"\b({names}) is (?:an? )?({terms})\b", " ".join(text.split()), re.IGNORECASE):
+        if name.casefold() in said:  # where case is ignored a dotless i is found for an i, and names nobody
+            said[name.casefold()].add(term.casefold())
     for name, truthful in knights.truthful.items():
         said_of_name = said[name.casefold()]
         if len(said_of_name) != 1:
