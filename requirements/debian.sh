@@ -12,6 +12,14 @@ need() { # commands of which one is enough, the package that has it, who needs i
     fi
 }
 case "$1" in
-setup) need cc gcc "one of reasoning-gym's requirements, which has no wheel," ;;
-test) need "chromium chromium-browser google-chrome" chromium "the test that renders a report in a browser" ;;
+setup)
+    need cc gcc "one of reasoning-gym's requirements, which has no wheel,"
+    (need bwrap bubblewrap "the sandbox that judges code") || echo "going on: until it is there no code is judged" >&2
+    ;;
+test)
+    need "chromium chromium-browser google-chrome" chromium "the test that renders a report in a browser"
+    need bwrap bubblewrap "the tests of the sandbox"
+    need g++ g++ "the tests of the sandbox"
+    need javac default-jdk-headless "the tests of the sandbox"
+    ;;
 esac

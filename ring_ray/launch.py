@@ -28,7 +28,7 @@ from ring_ray.health import CollapseError, NonFiniteError
 from ring_ray.metrics import AccuracyInterval
 from ring_ray.report import write_report
 from ring_ray.resume import Resumed, checkpoint_to_resume
-from ring_ray.rewards.registry import FACTORIES
+from ring_ray.rewards.registry import FACTORIES, Verifiers
 from ring_ray.roles import RecoveryError, RollBackError
 from ring_ray.stages import Course, Stages
 from ring_ray.starvation import StarvedError, check_budget
@@ -89,6 +89,7 @@ def _run(config: RunConfig, run_dir: Path) -> float:
     check_context(model_path, config.model, config.rollout)
     check_policy(model_path, config.model, config.train, config.algo)
     check_budget(config.algo, len(prompts), config.rollout.max_response_tokens)
+    check_verifiers(config, prompts)
     cold = config.sft.enabled == "always" or (config.sft.enabled == "auto" and fresh)
     store = checkpoint_store(config)
     resumed = checkpoint_to_resume(config, store, finished=(run_dir / "summary.json").exists())
@@ -150,6 +151,19 @@ def prepare_course(config: RunConfig, prompts: PromptSource, tokenizer: Tokenize
     return Course(demonstrations=demonstrations(prompts, tokenizer, config.seed), probe=probe)
 
 
+def used_verifiers(prompts: PromptSource) -> frozenset[str]:
+    return frozenset(prompt.verifier for prompt in (*prompts.training, *prompts.held_out))
+
+
+def check_verifiers(config: RunConfig, prompts: PromptSource) -> None:
+    """Raises `ConfigError` where a verifier that the data asks for can't judge here, or can't read its answer."""
+    verifiers = Verifiers(config.reward)
+    try:
+        verifiers.check((*prompts.training, *prompts.held_out))
+    finally:
+        verifiers.close()
+
+
 async def _go_through_stages(
     config: RunConfig,
     model_path: str,
@@ -159,6 +173,6 @@ async def _go_through_stages(
     store: CheckpointStore,
     resumed: Resumed | None,
 ) -> dict[str, Accuracy]:
-    async with spawned(config, model_path, tracker) as roles:
+    async with spawned(config, model_path, tracker, verifiers=used_verifiers(prompts)) as roles:
         stages = Stages(config, roles=roles, prompts=prompts, course=course, tracker=tracker, store=store)
         return await stages.run(model_path, Path(config.run_dir), resumed)

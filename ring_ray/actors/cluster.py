@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from ring_ray.actors.reference import ReferencePool, ReferenceWorker
 from ring_ray.actors.reward import RewardPool, RewardWorker
 from ring_ray.actors.rollout import RolloutPool, RolloutWorker
 from ring_ray.config import ClusterConfig, ConfigError, RoleResources, RunConfig, require
+from ring_ray.rewards.registry import Verifiers
 from ring_ray.roles import Roles
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ logger = logging.getLogger(__name__)
 Member = TypeVar("Member")
 
 CLOSE_SECONDS = 20
-VERDICT_CALLS = 4  # that have the time limit of one verdict: reading a number, both answers, and comparing
 # One thread an actor that has no cores of its own: on shared cores, two such processes outrun one of two.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "ERROR"}
 # Before their numbers, for the Ray dashboard; the namespace is the run's own, so that two runs don't collide.
@@ -91,16 +91,21 @@ def start_ray(variables: Mapping[str, str]) -> None:
 
 @asynccontextmanager
 async def spawned(
-    config: RunConfig, model_path: str, log: FaultLog, rollout_worker: type[RolloutWorker] = RolloutWorker
+    config: RunConfig,
+    model_path: str,
+    log: FaultLog,
+    rollout_worker: type[RolloutWorker] = RolloutWorker,
+    *,
+    verifiers: Collection[str],
 ) -> AsyncIterator[Roles]:
     """All actors of a run, placed; engines are closed and actors ended on the way out, whatever happened.
 
     ``log`` is told of workers that were lost and replaced. ``rollout_worker`` is for experiments that change how
-    responses are sampled.
+    responses are sampled. ``verifiers`` are the names of those that the data asks for.
     """
     layout = plan(config.cluster, with_reference=config.algo.kl_coefficient > 0)
     async with placed(layout, config.cluster.placement_timeout_seconds) as group:
-        crew = Crew(config, model_path, layout, group, log, rollout_worker)
+        crew = Crew(config, model_path, layout, group, log, rollout_worker, verifiers)
         try:
             await crew.roles.rollout.resume()  # nothing to resume: it answers once the engines are up
             yield crew.roles
@@ -119,6 +124,7 @@ class Crew:
         group: PlacementGroup,
         log: FaultLog,
         rollout_worker: type[RolloutWorker],
+        verifiers: Collection[str],
     ) -> None:
         cluster, device = config.cluster, config.cluster.device
         self._group, self._cluster = group, cluster
@@ -129,10 +135,10 @@ class Crew:
         buffer = self._fleet(BufferWorker, "buffer", lambda _: (config.algo, config.seed))
         rollout = self._fleet(rollout_worker, "rollout", lambda rank: (model_path, config, device, config.seed + rank))
         policy = self._fleet(PolicyWorker, "policy", lambda rank: (config, device, rank))
-        reward = self._fleet(RewardWorker, "reward", lambda _: (model_path, config))
+        reward = self._fleet(RewardWorker, "reward", lambda _: (model_path, config, verifiers))
         reference = self._fleet(ReferenceWorker, "reference", lambda rank: (config, device, rank))
         self._rollout = RolloutPool(rollout, config.transport)
-        verdicts = config.algo.group_size * config.reward.timeout_seconds * VERDICT_CALLS
+        verdicts = Verifiers(config.reward).seconds(verifiers, config.algo.group_size)
         self.roles = Roles(
             policy=PolicyGang(policy),
             rollout=self._rollout,

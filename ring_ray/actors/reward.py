@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar, cast
 
@@ -26,16 +26,18 @@ Item = TypeVar("Item")
 class RewardWorker(Worker):
     """Scores one rollout at a time, in its process's main thread, where verifiers may use signals as time limits."""
 
-    def __init__(self, model_path: str, config: RunConfig) -> None:
+    def __init__(self, model_path: str, config: RunConfig, verifiers: Collection[str] = ()) -> None:
+        """``verifiers`` are those that must be able to judge here; raises `ConfigError` otherwise."""
         self._tokenizer = load_tokenizer(model_path, config.model)
         self._verifiers = Verifiers(config.reward)
+        self._verifiers.start(verifiers)
         self._seed = config.seed
 
     @ray.method(num_returns=2)
     def score(self, rollout: Rollout) -> tuple[RolloutSample, tuple[Reward, ...]]:
         """The rewards, and one of the responses for people to read."""
         texts = [decode(self._tokenizer, sequence.response_ids) for sequence in rollout.sequences]
-        rewards = tuple(self._verifiers.judge(rollout.prompt, text) for text in texts)
+        rewards = self._verifiers.judge_all(rollout.prompt, texts)
         response = int(np.random.default_rng((self._seed, rollout.prompt.index)).integers(len(texts)))
         return rollout_sample(rollout, response, texts[response], rewards[response]), rewards
 

@@ -20,6 +20,7 @@ from ring_ray.config.run import (
     SftConfig,
     TrackingConfig,
 )
+from ring_ray.config.sandbox import SandboxConfig
 
 __all__ = [
     "WANDB_MODES",
@@ -37,6 +38,7 @@ __all__ = [
     "RoleResources",
     "RolloutConfig",
     "RunConfig",
+    "SandboxConfig",
     "SftConfig",
     "SyncConfig",
     "TrackingConfig",

@@ -10,6 +10,7 @@ from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, Trai
 from ring_ray.config.guard import GuardConfig
 from ring_ray.config.keys import flatten, key
 from ring_ray.config.recovery import RecoveryConfig
+from ring_ray.config.sandbox import SandboxConfig
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,9 +92,12 @@ class RewardConfig:
     """How responses are scored."""
 
     timeout_seconds: float = key(
-        5.0, "Seconds that one verdict may take; of CPU time for math and science, so that a busy machine fails none."
+        5.0,
+        "Seconds that one verdict may take; of CPU time for math and science, so that a busy machine fails none. "
+        "Code has limits of its own.",
     )
     tolerance: float = key(0.01, "Relative tolerance of the verifier `science`, where a row names none.")
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds > 0, "reward.timeout_seconds", self.timeout_seconds, "must be above 0")

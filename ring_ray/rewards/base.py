@@ -1,6 +1,7 @@
 """What every verifier does, and what it says."""
 
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -19,6 +20,25 @@ class Verifier(Protocol):
         The verdict is FAILED, never WRONG, where the fault is not the response's: a broken verifier, or an answer in
         the data that can't be read. An exception counts as FAILED, too.
         """
+
+
+@runtime_checkable
+class BatchVerifier(Verifier, Protocol):
+    """One that judges many responses at the same time, by means that must be there first."""
+
+    def start(self) -> None:
+        """Raises `ConfigError` where it can judge nothing here, with what would help."""
+
+    def check(self, prompt: Prompt) -> None:
+        """Raises `AnswerError` where no response to ``prompt`` could be judged here."""
+
+    def close(self) -> None: ...
+
+    def verify_all(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
+        """As `verify`, by response; each verdict says how long it took."""
+
+    def seconds(self, responses: int) -> float:
+        """The most that `verify_all` takes for so many."""
 
 
 class AnswerError(ValueError):

@@ -45,6 +45,7 @@ from ring_ray.data.source import PromptSource, load_prompts
 from ring_ray.data.tokenizer import load_tokenizer
 from ring_ray.engines.tiny_model import make_tiny_model
 from ring_ray.engines.vllm import VllmEngine
+from ring_ray.launch import used_verifiers
 from ring_ray.rewards.registry import FACTORIES
 from ring_ray.stages import Stages
 from ring_ray.types import Prompt, RolloutSample, Sequence, StepMetrics
@@ -163,7 +164,7 @@ def measure(case: Case, model_path: str, prompts: PromptSource, args: argparse.N
 
     async def go() -> None:
         store = CheckpointStore(f"{config.run_dir}/checkpoints", config.checkpoint)
-        async with spawned(config, model_path, log, LongTailWorker) as roles:
+        async with spawned(config, model_path, log, LongTailWorker, verifiers=used_verifiers(prompts)) as roles:
             stages = Stages(config, roles=roles, prompts=prompts, course=None, tracker=log, store=store)
             await stages.run(model_path, Path(config.run_dir))
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -11,9 +12,11 @@ import ray
 
 from ring_ray import compose
 from ring_ray.engines.tiny_model import make_tiny_model, make_tiny_tokenizer
+from ring_ray.rewards.sandbox.languages import TOOLCHAINS
 from tests.integration.commands import train
 
 GOOD = json.dumps({"prompt": "What is 1 + 1?", "answer": "2"})
+SMALL = "algo.token_budget=100"  # a pass over two rows fills a step
 Refused = Callable[..., None]
 
 
@@ -92,6 +95,26 @@ def test_the_command(tmp_path: Path, override: str, message: str) -> None:
 )
 def test_data(refused: Refused, tmp_path: Path, model: Path, lines: list[str], place: str) -> None:
     refused(place, "data=jsonl", rows(tmp_path / "problems.jsonl", *lines), f"model.path={model}")
+
+
+def code(**problem: object) -> str:
+    return json.dumps({"prompt": "Print the sum.", "verifier": "code", "answer": problem})
+
+
+def test_code_without_a_sandbox(refused: Refused, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    data = rows(tmp_path / "problems.jsonl", GOOD, code(tests=[{"input": "1 2", "output": "3"}]))
+    refused("apt install bubblewrap", SMALL, "data=jsonl", data, f"model.path={model}")
+
+
+def test_code_that_can_not_be_judged(
+    refused: Refused, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreadable = rows(tmp_path / "problems.jsonl", GOOD, code(tests=[]))
+    refused("problems.jsonl:2: tests, calls, unit_tests", SMALL, "data=jsonl", unreadable, f"model.path={model}")
+    monkeypatch.setitem(TOOLCHAINS, "java", replace(TOOLCHAINS["java"], compiler="javac-99"))
+    java = rows(tmp_path / "problems.jsonl", GOOD, code(language="java", tests=[{"output": "3"}]))
+    refused("problems.jsonl:2: java needs javac-99", SMALL, "data=jsonl", java, f"model.path={model}")
 
 
 def test_model_without_a_tokenizer(refused: Refused, tmp_path: Path, model: Path) -> None:

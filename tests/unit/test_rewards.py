@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -212,6 +213,79 @@ def test_a_verdict_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("ring_ray.rewards.registry.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     reward = Verifiers(RewardConfig()).judge(replace(prompt("3"), verifier="integer"), r"\boxed{3}")
     assert (reward.verdict, reward.seconds) == (Verdict.CORRECT, 0.25)
+
+
+class Batches:
+    """Judges at once; ``broken`` where it can't."""
+
+    def __init__(self, broken: str = "") -> None:
+        self.broken, self.events = broken, list[str]()
+
+    def start(self) -> None:
+        self.events.append("start")
+        if self.broken == "start":
+            raise ConfigError("nothing to judge with: apt install it")
+
+    def check(self, prompt: Prompt) -> None:
+        self.events.append(f"check {prompt.answer}")
+        if self.broken == "check":
+            raise AnswerError(f"{prompt.id}: no such language")
+
+    def close(self) -> None:
+        self.events.append("close")
+
+    def verify(self, prompt: Prompt, response: str) -> Reward:
+        return self.verify_all(prompt, [response])[0]
+
+    def verify_all(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
+        if self.broken == "verify":
+            raise RuntimeError("out of order")
+        self.events.append(f"judge {len(responses)}")
+        return [Reward(score=1.0, verdict=Verdict.CORRECT, reason=text) for text in responses]
+
+    def seconds(self, responses: int) -> float:
+        return 1000.0 * responses
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
+    verifier = Batches()
+    monkeypatch.setitem(FACTORIES, "integer", lambda config: verifier)
+    return verifier
+
+
+ASKED = replace(prompt("3"), verifier="integer")
+
+
+def test_a_verifier_that_judges_at_once_gets_all_responses(batches: Batches) -> None:
+    rewards = Verifiers(RewardConfig()).judge_all(ASKED, ["a", "b", "c"])
+    assert [reward.reason for reward in rewards] == ["a", "b", "c"]
+    assert batches.events == ["judge 3"]
+    batches.broken = "verify"
+    failed = Verifiers(RewardConfig()).judge_all(ASKED, ["a", "b"])
+    assert [reward.verdict for reward in failed] == [Verdict.FAILED] * 2
+
+
+def test_only_what_the_data_asks_for_is_started_and_checked(batches: Batches) -> None:
+    verifiers = Verifiers(RewardConfig())
+    verifiers.check([replace(ASKED, verifier="science")])
+    assert batches.events == []
+    verifiers.check([ASKED])
+    verifiers.close()
+    assert batches.events == ["start", "check 3", "close"]
+
+
+@pytest.mark.parametrize(("broken", "message"), [("start", "apt install it"), ("check", "d.jsonl:7: no such language")])
+def test_what_can_not_be_judged_is_refused(batches: Batches, broken: str, message: str) -> None:
+    batches.broken = broken
+    with pytest.raises(ConfigError, match=message):
+        Verifiers(RewardConfig()).check([ASKED])
+
+
+def test_the_time_of_a_rollout_is_that_of_its_slowest_verifier(batches: Batches) -> None:
+    verifiers = Verifiers(RewardConfig(timeout_seconds=1.0))
+    assert verifiers.seconds(["math"], 8) == 32.0
+    assert verifiers.seconds(["math", "integer"], 8) == 8000.0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,35 @@
+"""Judge the programs of a JSONL file in the sandbox: lines {"problem": {...}, "source": "..."} in, verdicts out."""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from ring_ray.config import ConfigError, SandboxConfig
+from ring_ray.rewards.sandbox.batch import judge_lines
+from ring_ray.rewards.sandbox.problem import ProblemError
+
+
+async def judge(path: Path, config: SandboxConfig) -> None:
+    with path.open(encoding="utf-8") as lines:
+        async for number, reward in judge_lines(lines, config):
+            line = {"line": number, "score": reward.score, "verdict": reward.verdict, "reason": reward.reason}
+            print(json.dumps(line), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE", help="docs/sandbox.md says what a problem holds")
+    parser.add_argument("--workers", type=int, default=SandboxConfig().workers, help="programs that run at a time")
+    parser.add_argument("--unsafe-without-isolation", action="store_true", help="DANGEROUS: run code as this user")
+    arguments = parser.parse_args()
+    try:
+        config = SandboxConfig(workers=arguments.workers, unsafe_without_isolation=arguments.unsafe_without_isolation)
+        asyncio.run(judge(arguments.file, config))
+    except (OSError, UnicodeDecodeError, ProblemError, ConfigError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Programs: the response's last block of code against the problem's tests, in the sandbox (docs/sandbox.md)."""
+
+import asyncio
+import math
+import re
+from collections.abc import Sequence
+
+from ring_ray.config import RewardConfig
+from ring_ray.rewards.base import AnswerError, unparsable
+from ring_ray.rewards.sandbox.judge import Judge
+from ring_ray.rewards.sandbox.languages import missing
+from ring_ray.rewards.sandbox.pool import Sandbox
+from ring_ray.rewards.sandbox.problem import Problem, ProblemError, read_problem
+from ring_ray.types import Prompt, Reward
+
+_BLOCK = re.compile(r"^```[^\n`]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def last_code_block(response: str) -> str | None:
+    """What stands in the last closed block between lines of ``` ; None where there is none."""
+    blocks = _BLOCK.findall(response)
+    return blocks[-1] if blocks else None
+
+
+def _problem(prompt: Prompt) -> Problem:
+    try:
+        return read_problem(prompt.answer)
+    except ProblemError as error:
+        raise AnswerError(f"{prompt.id}: {error}") from error
+
+
+class CodeVerifier:
+    """Scores 1 where the last block of code passes all tests of ``prompt.answer``, the JSON of a `Problem`; else 0.
+
+    Responses to one prompt are judged at the same time, as many as the sandbox has workers. It must run in one thread:
+    the sandbox ends with the thread that started it.
+    """
+
+    def __init__(self, config: RewardConfig) -> None:
+        self._config = config.sandbox
+        self._runner: asyncio.Runner | None = None
+        self._sandbox = Sandbox(self._config)
+
+    def start(self) -> None:
+        """Raises `SandboxUnavailableError` where isolation can't be had."""
+        if self._runner is None:
+            runner = asyncio.Runner()
+            try:
+                runner.run(self._sandbox.__aenter__())
+            except BaseException:
+                runner.close()
+                raise
+            self._runner = runner
+
+    def check(self, prompt: Prompt) -> None:
+        problem = _problem(prompt)
+        languages = {problem.language} | ({problem.checker.language} if problem.checker else set())
+        for reason in filter(None, map(missing, sorted(languages))):
+            raise AnswerError(f"{prompt.id}: {reason}")
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.run(self._sandbox.__aexit__(None, None, None))
+            self._runner.close()
+            self._runner = None
+
+    def verify(self, prompt: Prompt, response: str) -> Reward:
+        return self.verify_all(prompt, [response])[0]
+
+    def verify_all(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
+        """Raises `AnswerError` where the answer is no problem of programming, and what `start` raises."""
+        problem = _problem(prompt)
+        self.start()
+        assert self._runner is not None  # start has made it
+        return self._runner.run(self._judge(problem, responses))
+
+    def seconds(self, responses: int) -> float:
+        return math.ceil(responses / self._config.workers) * self._config.verdict_seconds
+
+    async def _judge(self, problem: Problem, responses: Sequence[str]) -> list[Reward]:
+        judge = Judge(self._sandbox, self._config)
+
+        async def judged(response: str) -> Reward:
+            source = last_code_block(response)
+            if source is None:
+                return unparsable("no closed block of code in the response")
+            return await judge.judge(problem, source)
+
+        return list(await asyncio.gather(*map(judged, responses)))

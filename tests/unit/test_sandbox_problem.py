@@ -1,0 +1,115 @@
+"""Problems are checked before anything runs, and what came of a run is told apart."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from ring_ray.config import ConfigError, SandboxConfig
+from ring_ray.rewards.code import last_code_block
+from ring_ray.rewards.sandbox import isolation
+from ring_ray.rewards.sandbox.execution import Ending, conclude, program_limits
+from ring_ray.rewards.sandbox.inside import kernel
+from ring_ray.rewards.sandbox.inside.protocol import Answer, Limits, Request
+from ring_ray.rewards.sandbox.problem import ProblemError, read_problem
+
+LIMITS: Limits = program_limits(SandboxConfig(output_mib=1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "exactly one"),
+        ({"tests": [{}], "unit_tests": "assert True"}, "exactly one"),
+        ({"tests": [{"inputs": "1"}]}, "inputs"),
+        ({"language": "perl", "tests": [{}]}, "language"),
+        ({"language": "cpp", "unit_tests": "assert True"}, "only for Python"),
+        ({"calls": [{"arguments": [1], "returns": 1}]}, "entry"),
+        ({"tests": [{}], "entry": "f"}, "entry"),
+        ({"tests": [{}], "cpu_seconds": 0}, "cpu_seconds"),
+        ({"tests": [{}], "memory_mib": -1}, "memory_mib"),
+        ({"tests": [{}], "comparison": "fuzzy"}, "comparison"),
+    ],
+)
+def test_a_bad_problem_is_refused_by_name(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ProblemError, match=message):
+        read_problem(json.dumps(fields))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "[" * 100_000, "\x00"])
+def test_what_is_no_problem_is_refused(text: str) -> None:
+    with pytest.raises(ProblemError):
+        read_problem(text)
+
+
+@pytest.mark.parametrize("name", ["workers", "memory_mib", "cpu_seconds", "processes", "output_mib"])
+def test_limits_must_be_above_0(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"reward.sandbox.{name}"):
+        SandboxConfig(**{name: 0})
+
+
+def answer(**fields: object) -> Answer:
+    default = {"id": "", "status": 0, "stopped": "", "failed": "", "cpu_seconds": 0, "wall_seconds": 0, "peak_bytes": 0}
+    return Answer(**default | fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("told", "output", "ending"),
+    [
+        (answer(), b"", Ending.DONE),
+        (answer(status=3 << 8), b"", Ending.CRASHED),
+        (answer(status=signal.SIGSEGV), b"", Ending.CRASHED),
+        (answer(status=signal.SIGXCPU), b"", Ending.TIME_LIMIT),
+        (answer(status=signal.SIGKILL, cpu_seconds=60.0), b"", Ending.TIME_LIMIT),
+        (answer(status=signal.SIGXFSZ), b"", Ending.OUTPUT_LIMIT),
+        (answer(status=1 << 8), b"x" * (1 << 20), Ending.OUTPUT_LIMIT),
+        (answer(status=None, stopped="time"), b"", Ending.TIME_LIMIT),
+        (answer(status=None, stopped="memory"), b"", Ending.MEMORY_LIMIT),
+        (answer(status=None, failed="OSError"), b"", Ending.FAILED),
+    ],
+)
+def test_how_a_program_ended(told: Answer, output: bytes, ending: Ending) -> None:
+    assert conclude(told, LIMITS, {"stdout": output, "stderr": b"", "result": b""}, False).ending is ending
+
+
+def test_the_kernel_killing_for_memory_is_the_memory_limit() -> None:
+    killed = conclude(answer(status=signal.SIGKILL), LIMITS, {"stdout": b"", "stderr": b"", "result": b""}, True)
+    assert killed.ending is Ending.MEMORY_LIMIT
+
+
+def test_requests_and_answers_come_back_as_they_were() -> None:
+    request = Request(id="a", kind="function", limits=LIMITS, entry="f", files=["main.py"])
+    assert Request.parse(request.packet()) == request
+    assert Answer.parse(answer().packet()) == answer()
+
+
+def test_the_last_closed_block_is_the_program() -> None:
+    assert last_code_block("```python\nfirst\n```\nand\n```\nlast\n```\n```\nnever closed") == "last\n"
+    assert last_code_block("no code, and `inline`") is None
+
+
+def test_the_filter_is_whole_instructions() -> None:
+    program = kernel.seccomp_program()
+    assert len(program) % 8 == 0
+    assert len(program) // 8 < 4096  # the kernel's limit
+    for start in range(0, len(program), 8):  # no jump leaves it
+        assert start // 8 + max(program[start + 2], program[start + 3]) < len(program) // 8
+
+
+def test_without_bubblewrap_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(isolation.SandboxUnavailableError, match="apt install bubblewrap"):
+        isolation.isolated_command(3, 1000)
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_a_worker_sees_nothing_of_anybodys(monkeypatch: pytest.MonkeyPatch, user: int) -> None:
+    monkeypatch.setattr(isolation.shutil, "which", lambda name: "/usr/bin/bwrap")
+    monkeypatch.setattr(isolation.os, "geteuid", lambda: user)
+    command = isolation.isolated_command(3, 1000)
+    assert ("--unshare-user" in command) is (user != 0)
+    assert {"--unshare-net", "--unshare-pid", "--clearenv", "--die-with-parent", "--new-session"} <= set(command)
+    assert "--bind" not in command  # nothing is writable
+    seen = {command[place + 1] for place, word in enumerate(command) if word.endswith("bind")}
+    assert not {"/", "/home", "/root", "/etc", "/tmp", str(Path.cwd())} & seen
