@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray import ObjectRef
 from ray._private import ray_constants
 from ray.actor import ActorProxy
 from ray.util.placement_group import PlacementGroup
@@ -23,11 +24,12 @@ from ring_ray.actors.job import end_on_sigterm, submitted_variables
 from ring_ray.actors.placement import Plan, placed, plan
 from ring_ray.actors.policy import PolicyGang, PolicyWorker
 from ring_ray.actors.reference import ReferencePool, ReferenceWorker
-from ring_ray.actors.reward import RewardPool, RewardWorker
+from ring_ray.actors.reward import Reservoir, RewardPool, RewardRouter, RewardWorker
 from ring_ray.actors.rollout import RolloutPool, RolloutWorker
 from ring_ray.config import ClusterConfig, ConfigError, RoleResources, RunConfig, require
-from ring_ray.rewards.registry import Verifiers
-from ring_ray.roles import Roles
+from ring_ray.rewards.registry import REWARD_MODEL, Verifiers
+from ring_ray.roles import RewardRole, Roles
+from ring_ray.types import RolloutSample
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,12 @@ CLOSE_SECONDS = 20
 # One thread an actor that has no cores of its own: on shared cores, two such processes outrun one of two.
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_LOGGING_LEVEL": "ERROR"}
 # Before their numbers, for the Ray dashboard; the namespace is the run's own, so that two runs don't collide.
-NAMES = {"policy": "policy rank", "rollout": "rollout engine", "reward": "reward worker"}
+NAMES = {
+    "policy": "policy rank",
+    "rollout": "rollout engine",
+    "reward": "reward worker",
+    "reward_model": "reward model",
+}
 NO_RESOURCES = RoleResources(cpus=0.0)  # of those who wait for a disk
 MAX_CALLS = 100_000  # in progress in one rollout worker: an interruption must never queue behind what it interrupts
 
@@ -103,7 +110,7 @@ async def spawned(
     ``log`` is told of workers that were lost and replaced. ``rollout_worker`` is for experiments that change how
     responses are sampled. ``verifiers`` are the names of those that the data asks for.
     """
-    layout = plan(config.cluster, with_reference=config.algo.kl_coefficient > 0)
+    layout = plan(config.cluster, config.optional_roles)
     async with placed(layout, config.cluster.placement_timeout_seconds) as group:
         crew = Crew(config, model_path, layout, group, log, rollout_worker, verifiers)
         try:
@@ -135,23 +142,30 @@ class Crew:
         buffer = self._fleet(BufferWorker, "buffer", lambda _: (config.algo, config.seed))
         rollout = self._fleet(rollout_worker, "rollout", lambda rank: (model_path, config, device, config.seed + rank))
         policy = self._fleet(PolicyWorker, "policy", lambda rank: (config, device, rank))
-        reward = self._fleet(RewardWorker, "reward", lambda _: (model_path, config, verifiers))
         reference = self._fleet(ReferenceWorker, "reference", lambda rank: (config, device, rank))
         self._rollout = RolloutPool(rollout, config.transport)
-        verdicts = Verifiers(config.reward).seconds(verifiers, config.algo.group_size)
         self.roles = Roles(
             policy=PolicyGang(policy),
             rollout=self._rollout,
-            reward=RewardPool(
-                reward,
-                call_seconds=verdicts + config.recovery.answer_seconds,
-                samples=config.tracking.sampled_rollouts,
-                seed=config.seed,
-            ),
+            reward=self._reward_role(model_path, config, frozenset(verifiers)),
             buffer=BufferHandle(buffer),
             archive=ArchivePool(self._spawn_archivists),
             reference=ReferencePool(reference) if "reference" in self._places else None,
         )
+
+    def _reward_role(self, model_path: str, config: RunConfig, verifiers: frozenset[str]) -> RewardRole:
+        """One pool, or two where the reward model has workers of its own."""
+        kept = Reservoir[ObjectRef[RolloutSample]](config.tracking.sampled_rollouts, config.seed)
+
+        def pool(role: str, names: frozenset[str]) -> RewardPool:
+            fleet = self._fleet(RewardWorker, role, lambda _: (model_path, config, names))
+            verdicts = Verifiers(config.reward).seconds(names, config.algo.group_size)
+            return RewardPool(fleet, call_seconds=verdicts + config.recovery.answer_seconds, kept=kept)
+
+        if "reward_model" not in self._places:
+            return pool("reward", verifiers)
+        apart = frozenset({REWARD_MODEL})
+        return RewardRouter(pool("reward", verifiers - apart), pool("reward_model", apart))
 
     def _fleet(self, worker: type[Member], role: str, arguments: Callable[[int], tuple[object, ...]]) -> Fleet[Member]:
         """The workers of a role, none where it has no place."""

@@ -1,11 +1,12 @@
 """Which actor runs in which bundle of the run's one placement group, and whether the cluster can hold it.
 
-With ``cluster.colocate`` policy rank i, rollout engine i and reference i share bundle i by fractions, so that on a GPU
-they have the same device. Without, each has a bundle of its own. The buffer and the reward workers share one more.
+With ``cluster.colocate`` policy rank i, rollout engine i, reference i and reward model i share bundle i by fractions,
+so that on a GPU they have the same device. Without, each has a bundle of its own. The buffer and the reward workers
+share one more.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -54,11 +55,9 @@ class Plan:
     table: str  # for people: what each role asks for
 
 
-def plan(cluster: ClusterConfig, *, with_reference: bool) -> Plan:
-    """Lay the roles out in bundles."""
-    devices = {"policy": cluster.policy, "rollout": cluster.rollout}
-    if with_reference:
-        devices["reference"] = cluster.reference
+def plan(cluster: ClusterConfig, optional: Iterable[str]) -> Plan:
+    """Lay the roles out in bundles, those of the ``optional`` ones with them that a run has."""
+    devices: dict[str, RoleResources] = {name: getattr(cluster, name) for name in ("policy", "rollout", *optional)}
     members: list[list[RoleResources]] = []  # of each bundle
     places: dict[str, tuple[int, ...]] = {}
     for name, role in devices.items():
@@ -71,7 +70,7 @@ def plan(cluster: ClusterConfig, *, with_reference: bool) -> Plan:
     places |= {name: (len(members),) * role.workers for name, role in services.items()}
     members.append([role for role in services.values() for _ in range(role.workers)])
     table = "\n".join(
-        f"  cluster.{name:<10} {role.workers:>3} x {role.cpus:g} CPU, {role.gpus:g} GPU"
+        f"  cluster.{name:<12} {role.workers:>3} x {role.cpus:g} CPU, {role.gpus:g} GPU"
         for name, role in (devices | services).items()
     )
     # Whole GPUs: Ray would put the halves of two bundles on one, and with them two ranks.

@@ -1,8 +1,12 @@
-"""Reward workers: a pool of processes that turn responses into verdicts."""
+"""Reward workers: pools of processes that turn responses into verdicts.
+
+Most need a core for a moment. Those that hold a reward model need a GPU for as long as the run lasts, so they are a
+role of their own, with its own place in the cluster, and get what only they can judge.
+"""
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar, cast
 
@@ -16,17 +20,19 @@ from ring_ray.actors.fleet import Fleet
 from ring_ray.actors.worker import Worker
 from ring_ray.config import RunConfig
 from ring_ray.data.tokenizer import decode, load_tokenizer
-from ring_ray.rewards.registry import Verifiers
+from ring_ray.rewards.base import Response
+from ring_ray.rewards.registry import REWARD_MODEL, Verifiers
 from ring_ray.roles import RolloutRef
 from ring_ray.types import Reward, Rollout, RolloutSample, Verdict
 
 Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 class RewardWorker(Worker):
     """Scores one rollout at a time, in its process's main thread, where verifiers may use signals as time limits."""
 
-    def __init__(self, model_path: str, config: RunConfig, verifiers: Collection[str] = ()) -> None:
+    def __init__(self, model_path: str, config: RunConfig, verifiers: Iterable[str] = ()) -> None:
         """``verifiers`` are those that must be able to judge here; raises `ConfigError` otherwise."""
         self._tokenizer = load_tokenizer(model_path, config.model)
         self._verifiers = Verifiers(config.reward)
@@ -37,9 +43,15 @@ class RewardWorker(Worker):
     def score(self, rollout: Rollout) -> tuple[RolloutSample, tuple[Reward, ...]]:
         """The rewards, and one of the responses for people to read."""
         texts = [decode(self._tokenizer, sequence.response_ids) for sequence in rollout.sequences]
-        rewards = self._verifiers.judge_all(rollout.prompt, texts)
+        responses = [Response(text, len(one)) for text, one in zip(texts, rollout.sequences, strict=True)]
+        rewards = self._verifiers.judge(rollout.prompt, responses)
         response = int(np.random.default_rng((self._seed, rollout.prompt.index)).integers(len(texts)))
         return rollout_sample(rollout, response, texts[response], rewards[response]), rewards
+
+    @ray.method
+    def verifier(self, rollout: Rollout) -> str:
+        """The name of the one that its prompt asks for."""
+        return rollout.prompt.verifier
 
     @ray.method
     def give_up(self, rollout: Rollout, reason: str) -> tuple[Reward, ...]:
@@ -91,8 +103,10 @@ class RewardPool:
 
     TRIES = 2
 
-    def __init__(self, fleet: Fleet[RewardWorker], *, call_seconds: float, samples: int, seed: int) -> None:
-        """``samples`` is how many responses `samples` returns at most, each to another prompt; ``seed`` decides.
+    def __init__(
+        self, fleet: Fleet[RewardWorker], *, call_seconds: float, kept: Reservoir[ObjectRef[RolloutSample]]
+    ) -> None:
+        """``kept`` is offered a response of each rollout; pools may share it.
 
         After ``call_seconds`` a worker that has not scored its rollout is taken for silent.
         """
@@ -101,7 +115,7 @@ class RewardPool:
         for rank in range(len(fleet)):
             self._idle.put_nowait(rank)
         self._abandoned = set[int]()  # ranks that may be at work all the same
-        self._kept = Reservoir[ObjectRef[RolloutSample]](samples, seed)  # the texts stay in Ray's store until asked for
+        self._kept = kept  # the texts stay in Ray's store until asked for
 
     async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
         group = cast("ObjectRef[Rollout]", rollout)
@@ -120,7 +134,15 @@ class RewardPool:
             self._kept.offer(sample)
             self._fleet.recovery.well("reward")
             return rewards
-        return await self._give_up(group, reason)
+        return await self._persist(lambda worker: worker.give_up.remote(group, reason), "give up a rollout")
+
+    async def verifier(self, rollout: RolloutRef) -> str:
+        """Who is to judge a rollout."""
+        group = cast("ObjectRef[Rollout]", rollout)
+        try:
+            return await self._persist(lambda worker: worker.verifier.remote(group), "say who judges a rollout")
+        except ray.exceptions.ObjectLostError as error:
+            raise self._fleet.recovery.rollout_lost() from error
 
     async def samples(self) -> tuple[RolloutSample, ...]:
         """Waits for no worker: what is kept was scored before. Without those that are lost with their nodes."""
@@ -145,14 +167,13 @@ class RewardPool:
             self._abandoned.remove(rank)
             await self._fleet.ask(rank, worker.whereabouts.remote(), "finish a rollout", self._call_seconds)
 
-    async def _give_up(self, group: "ObjectRef[Rollout]", reason: str) -> tuple[Reward, ...]:
-        """A rollout that nobody lived to score."""
+    async def _persist(self, call: Callable[[ActorProxy[RewardWorker]], ObjectRef[T]], doing: str) -> T:
+        """What a worker answers at once, however many must be asked."""
         while True:
             async with self._worker() as (rank, worker):
                 try:
                     await self._finish(rank, worker)
-                    call = worker.give_up.remote(group, reason)
-                    return await self._fleet.ask(rank, call, "give up a rollout", self._call_seconds)
+                    return await self._fleet.ask(rank, call(worker), doing, self._call_seconds)
                 except WorkerLostError as error:
                     await self._replace(rank, worker, error)
 
@@ -161,3 +182,18 @@ class RewardPool:
         outage = await self._fleet.make_good("reward", {rank: worker}, error, lambda: self._fleet.started(rank))
         self._fleet.recovery.made_good(outage)
         return outage.what
+
+
+class RewardRouter:
+    """`RewardRole` where the reward model has workers of its own: they get what it judges, the others the rest."""
+
+    def __init__(self, rules: RewardPool, model: RewardPool) -> None:
+        """Pools that share what they keep."""
+        self._rules, self._model = rules, model
+
+    async def score(self, rollout: RolloutRef) -> tuple[Reward, ...]:
+        by_model = await self._rules.verifier(rollout) == REWARD_MODEL
+        return await (self._model if by_model else self._rules).score(rollout)
+
+    async def samples(self) -> tuple[RolloutSample, ...]:
+        return await self._rules.samples()

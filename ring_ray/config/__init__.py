@@ -10,6 +10,7 @@ from ring_ray.config.checkpoint import CheckpointConfig
 from ring_ray.config.cluster import ClusterConfig, Device, RoleResources
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
 from ring_ray.config.guard import GuardConfig
+from ring_ray.config.open_ended import EndpointConfig, JudgeConfig, LengthConfig, RewardModelConfig
 from ring_ray.config.recovery import RecoveryConfig
 from ring_ray.config.run import (
     WANDB_MODES,
@@ -30,11 +31,15 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "Device",
+    "EndpointConfig",
     "EvaluationConfig",
     "GuardConfig",
+    "JudgeConfig",
+    "LengthConfig",
     "ModelConfig",
     "RecoveryConfig",
     "RewardConfig",
+    "RewardModelConfig",
     "RoleResources",
     "RolloutConfig",
     "RunConfig",

@@ -36,10 +36,13 @@ class ClusterConfig:
     )
     rollout: RoleResources = key(RoleResources(cpus=0.5), "Engines that generate (vLLM).")
     reward: RoleResources = key(RoleResources(), "The pool of processes that verify responses.")
+    reward_model: RoleResources = key(
+        RoleResources(), "The reward model of reward.model.path, if there is one; placed as the reference is."
+    )
     buffer: RoleResources = key(RoleResources(), "The rollout buffer and its ledger: one actor.")
 
     def __post_init__(self) -> None:
-        for role in ("policy", "reference", "rollout", "reward", "buffer"):
+        for role in ("policy", "reference", "rollout", "reward", "reward_model", "buffer"):
             resources: RoleResources = getattr(self, role)
             require(resources.workers >= 1, f"cluster.{role}.workers", resources.workers, "must be at least 1")
             require(resources.cpus > 0, f"cluster.{role}.cpus", resources.cpus, "must be above 0")

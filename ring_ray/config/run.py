@@ -9,6 +9,7 @@ from ring_ray.config.cluster import ClusterConfig
 from ring_ray.config.engines import ModelConfig, RolloutConfig, SyncConfig, TrainConfig
 from ring_ray.config.guard import GuardConfig
 from ring_ray.config.keys import flatten, key
+from ring_ray.config.open_ended import JudgeConfig, LengthConfig, RewardModelConfig
 from ring_ray.config.recovery import RecoveryConfig
 from ring_ray.config.sandbox import SandboxConfig
 
@@ -94,10 +95,13 @@ class RewardConfig:
     timeout_seconds: float = key(
         5.0,
         "Seconds that one verdict may take; of CPU time for math and science, so that a busy machine fails none. "
-        "Code has limits of its own.",
+        "Code, judges and reward models have limits of their own.",
     )
     tolerance: float = key(0.01, "Relative tolerance of the verifier `science`, where a row names none.")
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    length: LengthConfig = field(default_factory=LengthConfig)
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds > 0, "reward.timeout_seconds", self.timeout_seconds, "must be above 0")
@@ -222,14 +226,14 @@ class RunConfig:
     def _check_gpus(self) -> None:
         """Each worker sees the devices that it needs, and nobody else's."""
         cluster, tensor_parallel = self.cluster, self.rollout.tensor_parallel
-        reference_gpus = cluster.reference.gpus if self.algo.kl_coefficient > 0 else 0.0
+        gpus = {role: getattr(cluster, role).gpus for role in ("policy", "rollout", *self.optional_roles)}
         if cluster.colocate:
-            total = cluster.policy.gpus + cluster.rollout.gpus + reference_gpus
+            total = sum(gpus.values())
             require(
                 round(total, 4) <= 1,
                 "cluster.colocate",
                 True,
-                f"policy, rollout and reference i share one GPU, not {total:g}",
+                f"{', '.join(gpus)} i share one GPU, not {total:g}",
             )
             require(
                 tensor_parallel == 1,
@@ -244,12 +248,17 @@ class RunConfig:
                 "NCCL has no place for two processes on one GPU: use ipc or object_store",
             )
             return
-        for role, gpus, needed in (
-            ("policy", cluster.policy.gpus, 1),
-            ("rollout", cluster.rollout.gpus, tensor_parallel),
-            ("reference", reference_gpus, 1),
-        ):
-            require(gpus in (0, needed), f"cluster.{role}.gpus", gpus, f"must be {needed}: a worker's own, whole GPUs")
+        for role, share in gpus.items():
+            needed = tensor_parallel if role == "rollout" else 1
+            require(
+                share in (0, needed), f"cluster.{role}.gpus", share, f"must be {needed}: a worker's own, whole GPUs"
+            )
+
+    @property
+    def optional_roles(self) -> tuple[str, ...]:
+        """Those of the cluster's roles that not every run has."""
+        wanted = {"reference": self.algo.kl_coefficient > 0, "reward_model": self.reward.model.path is not None}
+        return tuple(role for role, is_wanted in wanted.items() if is_wanted)
 
     @property
     def transport(self) -> str:

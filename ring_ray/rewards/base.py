@@ -1,7 +1,9 @@
 """What every verifier does, and what it says."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -22,23 +24,36 @@ class Verifier(Protocol):
         """
 
 
-@runtime_checkable
-class BatchVerifier(Verifier, Protocol):
-    """One that judges many responses at the same time, by means that must be there first."""
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One of the K responses to a prompt."""
+
+    text: str
+    tokens: int
+
+
+class GroupVerifier(ABC):
+    """Judges all responses to a prompt together, by means of its own: a sandbox, a server, a model.
+
+    It is made from the config alone, which raises `ConfigError` where that lacks what it needs.
+    """
 
     def start(self) -> None:
-        """Raises `ConfigError` where it can judge nothing here, with what would help."""
+        """Take what judging needs, in the process that judges. Raises `ConfigError` where it can't be had here."""
 
     def check(self, prompt: Prompt) -> None:
-        """Raises `AnswerError` where no response to ``prompt`` could be judged here."""
+        """Before a run, in its driver: raises `AnswerError` or `ConfigError` where no response could be judged."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give back what was taken."""
 
-    def verify_all(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
-        """As `verify`, by response; each verdict says how long it took."""
+    @abstractmethod
+    def verify_group(self, prompt: Prompt, responses: Sequence[Response]) -> Sequence[Reward]:
+        """As `Verifier.verify`, for each response in their order; each verdict says how long it took. Starts itself."""
 
+    @abstractmethod
     def seconds(self, responses: int) -> float:
-        """The most that `verify_all` takes for so many."""
+        """The most that `verify_group` takes for so many."""
 
 
 class AnswerError(ValueError):
@@ -54,12 +69,13 @@ def read_answer(prompt: Prompt, kind: type[Record]) -> Record:
         raise AnswerError(f"{what}: {error}") from error
 
 
-def correct(reason: str) -> Reward:
-    return Reward(score=1.0, verdict=Verdict.CORRECT, reason=reason)
+def correct(reason: str, score: float = 1.0) -> Reward:
+    """``score`` is below 1 only where it is a matter of degree."""
+    return Reward(score=score, verdict=Verdict.CORRECT, reason=reason)
 
 
 def wrong(reason: str, score: float = 0.0) -> Reward:
-    """``score`` is above 0 only where partial credit was asked for."""
+    """``score`` is above 0 only where partial credit was asked for, or where it is a matter of degree."""
     return Reward(score=score, verdict=Verdict.WRONG, reason=reason)
 
 

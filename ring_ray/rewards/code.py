@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ring_ray.config import RewardConfig
-from ring_ray.rewards.base import AnswerError, unparsable
+from ring_ray.rewards.base import AnswerError, GroupVerifier, Response, unparsable
 from ring_ray.rewards.sandbox.judge import Judge
 from ring_ray.rewards.sandbox.languages import missing
 from ring_ray.rewards.sandbox.pool import Sandbox
@@ -29,7 +29,7 @@ def _problem(prompt: Prompt) -> Problem:
         raise AnswerError(f"{prompt.id}: {error}") from error
 
 
-class CodeVerifier:
+class CodeVerifier(GroupVerifier):
     """Scores 1 where the last block of code passes all tests of ``prompt.answer``, the JSON of a `Problem`; else 0.
 
     Responses to one prompt are judged at the same time, as many as the sandbox has workers. It must run in one thread:
@@ -53,6 +53,8 @@ class CodeVerifier:
             self._runner = runner
 
     def check(self, prompt: Prompt) -> None:
+        """Starts the sandbox, too: nothing else shows that isolation can be had."""
+        self.start()
         problem = _problem(prompt)
         languages = {problem.language} | ({problem.checker.language} if problem.checker else set())
         for reason in filter(None, map(missing, sorted(languages))):
@@ -64,10 +66,7 @@ class CodeVerifier:
             self._runner.close()
             self._runner = None
 
-    def verify(self, prompt: Prompt, response: str) -> Reward:
-        return self.verify_all(prompt, [response])[0]
-
-    def verify_all(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
+    def verify_group(self, prompt: Prompt, responses: Sequence[Response]) -> list[Reward]:
         """Raises `AnswerError` where the answer is no problem of programming, and what `start` raises."""
         problem = _problem(prompt)
         self.start()
@@ -77,11 +76,11 @@ class CodeVerifier:
     def seconds(self, responses: int) -> float:
         return math.ceil(responses / self._config.workers) * self._config.verdict_seconds
 
-    async def _judge(self, problem: Problem, responses: Sequence[str]) -> list[Reward]:
+    async def _judge(self, problem: Problem, responses: Sequence[Response]) -> list[Reward]:
         judge = Judge(self._sandbox, self._config)
 
-        async def judged(response: str) -> Reward:
-            source = last_code_block(response)
+        async def judged(response: Response) -> Reward:
+            source = last_code_block(response.text)
             if source is None:
                 return unparsable("no closed block of code in the response")
             return await judge.judge(problem, source)

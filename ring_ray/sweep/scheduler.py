@@ -190,7 +190,7 @@ def _record(job: SweepJob, nodes: Sequence[Mapping[str, float]]) -> JobRecord:
     elif has_result(job.config, job.directory):
         record.state = State.KEPT
     else:
-        layout = plan(job.config.cluster, with_reference=job.config.algo.kl_coefficient > 0)
+        layout = plan(job.config.cluster, job.config.optional_roles)
         record.bundles = layout.bundles
         try:
             check(layout, nodes)

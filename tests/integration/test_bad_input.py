@@ -117,6 +117,12 @@ def test_code_that_can_not_be_judged(
     refused("problems.jsonl:2: java needs javac-99", SMALL, "data=jsonl", java, f"model.path={model}")
 
 
+@pytest.mark.parametrize(("verifier", "key"), [("judge", "reward.judge.url"), ("reward_model", "reward.model.url")])
+def test_a_verifier_that_needs_a_server(refused: Refused, tmp_path: Path, model: Path, verifier: str, key: str) -> None:
+    questions = [json.dumps({"prompt": f"Why {number}?", "answer": "so", "verifier": verifier}) for number in range(40)]
+    refused(f"{key}=None", SMALL, "data=jsonl", rows(tmp_path / "problems.jsonl", *questions), f"model.path={model}")
+
+
 def test_model_without_a_tokenizer(refused: Refused, tmp_path: Path, model: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()

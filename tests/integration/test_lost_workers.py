@@ -17,7 +17,7 @@ from ring_ray.actors.buffer import BufferHandle, BufferWorker
 from ring_ray.actors.cluster import ray_session
 from ring_ray.actors.fleet import Fleet, Recovery
 from ring_ray.actors.policy import PolicyGang, PolicyWorker
-from ring_ray.actors.reward import RewardPool, RewardWorker
+from ring_ray.actors.reward import Reservoir, RewardPool, RewardWorker
 from ring_ray.actors.rollout import RolloutPool, RolloutWorker
 from ring_ray.config import AlgoConfig, ClusterConfig, RecoveryConfig, RoleResources, RolloutConfig, RunConfig
 from ring_ray.roles import RollBackError, RolloutRef
@@ -70,7 +70,7 @@ def test_a_rollout_that_kills_verifiers_is_failed_and_others_are_scored(tiny: st
     fleet = make_fleet(MortalReward, "reward worker", tiny, RunConfig(), tmp_path / "died", size=2, log=faults)
 
     async def go() -> list[tuple[Reward, ...]]:
-        pool = RewardPool(fleet, call_seconds=10, samples=0, seed=0)
+        pool = RewardPool(fleet, call_seconds=10, kept=Reservoir(0, seed=0))
         rollouts = [RolloutRef(ray.put(rollout_of(index, 1, 1))) for index in range(6)]
         return await asyncio.gather(*map(pool.score, rollouts))
 

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from ring_ray.actors.cluster import ray_session
-from ring_ray.actors.reward import RewardPool, RewardWorker
+from ring_ray.actors.reward import Reservoir, RewardPool, RewardWorker
 from ring_ray.config import ClusterConfig, ModelConfig, RunConfig
 from ring_ray.data.tokenizer import Tokenizer, load_tokenizer
 from ring_ray.roles import RolloutRef
@@ -23,7 +23,7 @@ from tests.unit.rollouts import rollout, sequence
 def pool(tiny: str) -> Iterator[RewardPool]:
     with ray_session(ClusterConfig()):
         fleet = make_fleet(RewardWorker, "reward worker", tiny, RunConfig(), ["code", "math"], size=2)
-        yield RewardPool(fleet, call_seconds=60, samples=3, seed=0)
+        yield RewardPool(fleet, call_seconds=60, kept=Reservoir(3, seed=0))
 
 
 def answered(tokenizer: Tokenizer, index: int, *texts: str, **prompt: str) -> RolloutRef:

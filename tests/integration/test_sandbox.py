@@ -24,7 +24,7 @@ from ring_ray.rewards.sandbox.pool import Sandbox
 from ring_ray.rewards.sandbox.problem import CallTest, Checker, Problem, StreamTest, read_problem
 from ring_ray.types import Reward, Verdict
 from tests.conftest import Run
-from tests.unit.test_rewards import prompt
+from tests.unit.test_rewards import prompt, responses
 
 CONFIG = SandboxConfig(workers=2, wall_seconds=60)
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -289,11 +289,10 @@ def test_the_verifier_reads_the_last_block() -> None:
     response = f"First `a`, then\n```python\n{SUMS['python']}\n```\nis right."
     verifier = CodeVerifier(RewardConfig(sandbox=CONFIG))
     try:
-        assert verifier.verify(prompt(answer), response).verdict is Verdict.CORRECT
-        both = verifier.verify_all(prompt(answer), ["no code", response])
+        both = verifier.verify_group(prompt(answer), responses("no code", response))
         assert [reward.verdict for reward in both] == [Verdict.UNPARSABLE, Verdict.CORRECT]
         with pytest.raises(AnswerError, match=r"d.jsonl:7: tests, calls, unit_tests"):
-            verifier.verify(prompt("{}"), response)
+            verifier.verify_group(prompt("{}"), responses(response))
     finally:
         verifier.close()
 

@@ -16,7 +16,7 @@ from ring_ray.rewards.sandbox.pool import Sandbox
 from ring_ray.rewards.sandbox.problem import CallTest, Problem, StreamTest
 from ring_ray.types import Reward, Verdict
 from tests.conftest import Run
-from tests.unit.test_rewards import prompt
+from tests.unit.test_rewards import prompt, responses
 
 CONFIG = SandboxConfig(workers=2, wall_seconds=30)
 INPUTS = [(1, 2, 3), (-4, 5, 0), (7, -7, 2), (9, 8, -6)]
@@ -154,10 +154,10 @@ def test_garbage_scores_nothing() -> None:
     answer = '{"tests": [{"input": "1 2", "output": "3"}]}'
     texts = [chance.randbytes(chance.randint(0, 300)).decode("utf-8", "replace") for _ in range(100)]
     texts += ["".join(chance.choices("`python\n printf()3[]{}=+:'\"\\\0\ud800", k=60)) for _ in range(100)]
-    responses = [text if chance.random() < 0.2 else f"```python\n{text}\n```" for text in texts]
+    texts = [text if chance.random() < 0.2 else f"```python\n{text}\n```" for text in texts]
     verifier = CodeVerifier(RewardConfig(sandbox=CONFIG))
     try:
-        rewards = verifier.verify_all(prompt(answer), responses)
+        rewards = verifier.verify_group(prompt(answer), responses(*texts))
     finally:
         verifier.close()
     assert {reward.score for reward in rewards} == {0.0}

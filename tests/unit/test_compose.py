@@ -21,6 +21,8 @@ from ring_ray.compose import CONF
 from ring_ray.config import ConfigError, RunConfig
 from ring_ray.config.keys import sections
 
+REWARD_MODEL = ["reward.model.path=DIR", "cluster.reward_model.gpus=0.5"]
+HALF_GPUS = ["cluster.policy.gpus=0.5", "cluster.rollout.gpus=0.5"]
 OWN_GPUS = [f"cluster.{role}.gpus=1" for role in ("policy", "rollout", "reference")]
 FILES = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("*/**/*.yaml"))
 GROUPS = sorted({file.split("/")[0] for file in FILES} - {"hydra"})
@@ -293,6 +295,8 @@ def test_a_share_of_a_gpu_for_each_engine_means_cuda() -> None:
         (["cluster=disaggregated", "cluster.policy.gpus=0.5", "cluster.rollout.gpus=1"], "cluster.policy.gpus=0.5"),
         (["cluster=disaggregated", "rollout.tensor_parallel=2", *OWN_GPUS], "cluster.rollout.gpus=1"),
         (["cluster=disaggregated", *OWN_GPUS[:1], "cluster.rollout.gpus=2"], "cluster.rollout.gpus=2"),
+        (["cluster=disaggregated", *OWN_GPUS, *REWARD_MODEL], "cluster.reward_model.gpus=0.5"),
+        (["cluster=colocated", *HALF_GPUS, *REWARD_MODEL], "cluster.colocate"),
         (["cluster=colocated", *OWN_GPUS], "cluster.colocate"),
         (["cluster=colocated", "cluster.policy.gpus=0.5", "cluster.rollout.gpus=0.5"], "sync.transport"),
         (["cluster=colocated", "sync.transport=ipc", "cluster.rollout.workers=2"], "sync.transport"),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring_ray.config import RewardConfig
+from ring_ray.rewards.base import Response
 from ring_ray.rewards.ifeval import language
 from ring_ray.rewards.ifeval.instructions import INSTRUCTIONS
 from ring_ray.rewards.registry import Verifiers
@@ -27,7 +28,7 @@ def judge(response: str, *instructions: tuple[str, dict[str, Any]], verifier: st
 def judge_answer(response: str, answer: str, verifier: str = "ifeval") -> Reward:
     ids = np.zeros(1, np.int32)
     prompt = Prompt(index=0, id="d:7", domain="ifeval", text="?", token_ids=ids, verifier=verifier, answer=answer)
-    return VERIFIERS.judge(prompt, response)
+    return VERIFIERS.judge(prompt, [Response(response, tokens=0)])[0]
 
 
 PARAGRAPHS = {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Hello"}

@@ -77,7 +77,7 @@ def test_the_rayjob_asks_for_what_its_cluster_has() -> None:
         limits = container["resources"]["limits"]
         node = {"CPU": float(limits["cpu"]), "GPU": float(limits.get("nvidia.com/gpu", 0))}
         nodes += [node] * group.get("replicas", 1)
-    check(plan(config.cluster, with_reference=config.algo.kl_coefficient > 0), nodes)
+    check(plan(config.cluster, config.optional_roles), nodes)
     environment = yaml.safe_load(RAYJOB["spec"]["runtimeEnvYAML"])
     assert environment == yaml.safe_load((JOBS / "runtime_env.yaml").read_text())
 

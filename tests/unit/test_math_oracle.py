@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ring_ray.config import RewardConfig
+from ring_ray.rewards.base import Response
 from ring_ray.rewards.registry import Verifiers
 from ring_ray.types import Prompt, Reward, Verdict
 
@@ -31,7 +32,7 @@ FORMS: list[Form] = [
 def judge(verifier: str, answer: str, response: str) -> Reward:
     ids = np.zeros(1, np.int32)
     prompt = Prompt(index=0, id="d:7", domain="d", text="?", token_ids=ids, verifier=verifier, answer=answer)
-    return VERIFIERS.judge(prompt, response)
+    return VERIFIERS.judge(prompt, [Response(response, tokens=0)])[0]
 
 
 def agrees(answer: str, given: str, equal: bool) -> None:

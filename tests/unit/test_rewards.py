@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ring_ray.config import ConfigError, RewardConfig
-from ring_ray.rewards.base import AnswerError
+from ring_ray.config import ConfigError, JudgeConfig, RewardConfig, RewardModelConfig
+from ring_ray.rewards.base import AnswerError, GroupVerifier, Response
 from ring_ray.rewards.boxed import last_boxed
 from ring_ray.rewards.integer import IntegerVerifier
 from ring_ray.rewards.math import MathVerifier, normalize_percent
@@ -23,6 +23,13 @@ INTEGER = IntegerVerifier(RewardConfig())
 def prompt(answer: str) -> Prompt:
     ids = np.zeros(1, np.int32)
     return Prompt(index=0, id="d.jsonl:7", domain="d", text="?", token_ids=ids, verifier="v", answer=answer)
+
+
+ASKED = replace(prompt("3"), verifier="integer")
+
+
+def responses(*texts: str) -> list[Response]:
+    return [Response(text, len(text)) for text in texts]
 
 
 def math(answer: str, response: str) -> Reward:
@@ -187,7 +194,11 @@ def test_math_blames_the_data_for_an_answer_that_takes_too_long_to_read() -> Non
 
 
 def test_registry() -> None:
-    verifiers = Verifiers(RewardConfig())
+    nobody = "http://127.0.0.1:1"
+    served = RewardConfig(
+        judge=JudgeConfig(url=nobody, model="tiny"), model=RewardModelConfig(url=nobody, model="tiny")
+    )
+    verifiers = Verifiers(served)
     for name in FACTORIES:
         assert verifiers.get(name) is verifiers.get(name)
     assert isinstance(verifiers.get("integer"), IntegerVerifier)
@@ -203,7 +214,7 @@ class Breaks:
 
 def test_a_verifier_that_breaks_has_failed_and_is_never_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FACTORIES, "integer", lambda config: Breaks())
-    reward = Verifiers(RewardConfig()).judge(replace(prompt("3"), verifier="integer"), r"\boxed{3}")
+    (reward,) = Verifiers(RewardConfig()).judge(ASKED, responses(r"\boxed{3}"))
     assert (reward.score, reward.verdict) == (0.0, Verdict.FAILED)
     assert "d.jsonl:7: RuntimeError: 'out of order'" in reward.reason
 
@@ -211,11 +222,11 @@ def test_a_verifier_that_breaks_has_failed_and_is_never_wrong(monkeypatch: pytes
 def test_a_verdict_says_how_long_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter((10.0, 10.25))
     monkeypatch.setattr("ring_ray.rewards.registry.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    reward = Verifiers(RewardConfig()).judge(replace(prompt("3"), verifier="integer"), r"\boxed{3}")
+    (reward,) = Verifiers(RewardConfig()).judge(ASKED, responses(r"\boxed{3}"))
     assert (reward.verdict, reward.seconds) == (Verdict.CORRECT, 0.25)
 
 
-class Batches:
+class Together(GroupVerifier):
     """Judges at once; ``broken`` where it can't."""
 
     def __init__(self, broken: str = "") -> None:
@@ -234,55 +245,54 @@ class Batches:
     def close(self) -> None:
         self.events.append("close")
 
-    def verify(self, prompt: Prompt, response: str) -> Reward:
-        return self.verify_all(prompt, [response])[0]
-
-    def verify_all(self, prompt: Prompt, responses: Sequence[str]) -> list[Reward]:
+    def verify_group(self, prompt: Prompt, responses: Sequence[Response]) -> list[Reward]:
         if self.broken == "verify":
             raise RuntimeError("out of order")
         self.events.append(f"judge {len(responses)}")
-        return [Reward(score=1.0, verdict=Verdict.CORRECT, reason=text) for text in responses]
+        return [Reward(score=1.0, verdict=Verdict.CORRECT, reason=response.text) for response in responses]
 
     def seconds(self, responses: int) -> float:
         return 1000.0 * responses
 
 
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
-    verifier = Batches()
+def together(monkeypatch: pytest.MonkeyPatch) -> Together:
+    verifier = Together()
     monkeypatch.setitem(FACTORIES, "integer", lambda config: verifier)
     return verifier
 
 
-ASKED = replace(prompt("3"), verifier="integer")
-
-
-def test_a_verifier_that_judges_at_once_gets_all_responses(batches: Batches) -> None:
-    rewards = Verifiers(RewardConfig()).judge_all(ASKED, ["a", "b", "c"])
+def test_a_verifier_that_judges_at_once_gets_all_responses(together: Together) -> None:
+    rewards = Verifiers(RewardConfig()).judge(ASKED, responses("a", "b", "c"))
     assert [reward.reason for reward in rewards] == ["a", "b", "c"]
-    assert batches.events == ["judge 3"]
-    batches.broken = "verify"
-    failed = Verifiers(RewardConfig()).judge_all(ASKED, ["a", "b"])
+    assert together.events == ["judge 3"]
+    together.broken = "verify"
+    failed = Verifiers(RewardConfig()).judge(ASKED, responses("a", "b"))
     assert [reward.verdict for reward in failed] == [Verdict.FAILED] * 2
 
 
-def test_only_what_the_data_asks_for_is_started_and_checked(batches: Batches) -> None:
+def test_only_what_the_data_asks_for_is_made_and_started_and_checked(together: Together) -> None:
     verifiers = Verifiers(RewardConfig())
     verifiers.check([replace(ASKED, verifier="science")])
-    assert batches.events == []
+    verifiers.start(["science"])
+    verifiers.close()
+    assert together.events == []
+    verifiers.start(["integer"])
     verifiers.check([ASKED])
     verifiers.close()
-    assert batches.events == ["start", "check 3", "close"]
+    assert together.events == ["start", "check 3", "close"]
 
 
-@pytest.mark.parametrize(("broken", "message"), [("start", "apt install it"), ("check", "d.jsonl:7: no such language")])
-def test_what_can_not_be_judged_is_refused(batches: Batches, broken: str, message: str) -> None:
-    batches.broken = broken
-    with pytest.raises(ConfigError, match=message):
+def test_what_can_not_be_judged_is_refused(together: Together) -> None:
+    together.broken = "start"
+    with pytest.raises(ConfigError, match="apt install it"):
+        Verifiers(RewardConfig()).start(["integer"])
+    together.broken = "check"
+    with pytest.raises(ConfigError, match=r"d\.jsonl:7: no such language"):
         Verifiers(RewardConfig()).check([ASKED])
 
 
-def test_the_time_of_a_rollout_is_that_of_its_slowest_verifier(batches: Batches) -> None:
+def test_the_time_of_a_rollout_is_that_of_its_slowest_verifier(together: Together) -> None:
     verifiers = Verifiers(RewardConfig(timeout_seconds=1.0))
     assert verifiers.seconds(["math"], 8) == 32.0
     assert verifiers.seconds(["math", "integer"], 8) == 8000.0

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ring_ray.config import RewardConfig
+from ring_ray.rewards.base import Response
 from ring_ray.rewards.registry import Verifiers
 from ring_ray.types import Prompt, Reward
 
@@ -33,7 +34,7 @@ Maker: TypeAlias = Callable[[random.Random], Iterator[Problem]]
 def judge(verifier: str, answer: str, response: str, verifiers: Verifiers = VERIFIERS) -> Reward:
     ids = np.zeros(1, np.int32)
     prompt = Prompt(index=0, id="d:7", domain="d", text="?", token_ids=ids, verifier=verifier, answer=answer)
-    return verifiers.judge(prompt, response)
+    return verifiers.judge(prompt, [Response(response, tokens=0)])[0]
 
 
 def mutated(text: str, generator: random.Random, pieces: Sequence[str] = NOISE) -> str:

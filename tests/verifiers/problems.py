@@ -1,4 +1,4 @@
-"""Problems for every verifier that judges by a rule; programs have tests of their own."""
+"""Problems for every verifier that judges by a rule; programs and open-ended responses have tests of their own."""
 
 from functools import partial
 
@@ -18,4 +18,4 @@ MAKERS: dict[str, Maker] = {
     "science": answers.science,
     **{name: partial(games.problems, name) for name in FACTORIES if name.removesuffix(PARTIAL) in GAMES},
 }
-assert MAKERS.keys() == FACTORIES.keys() - {"code"}, "every rule has problems"
+assert MAKERS.keys() == FACTORIES.keys() - {"code", "judge", "reward_model"}, "every rule has problems"
