@@ -1,4 +1,4 @@
-"""Write small exercises of four domains to a directory, by seed: what experiment=mixture trains on."""
+"""Write small exercises of five domains to a directory, by seed: what experiment=mixture trains on."""
 
 import argparse
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from rich.progress import track
 
 from ring_ray.config import DataConfig
-from ring_ray.data.exercises import choices, instructions
+from ring_ray.data.exercises import choices, instructions, programs
 from ring_ray.data.sums import generate_sums
 from ring_ray.rewards.games.generation import generate
 
@@ -36,6 +36,7 @@ def main() -> None:
     domains = {
         "math": sums,
         "science": choices(size, seed),
+        "code": programs(size, seed),
         "games": generate("maze", "easy", seed=seed, size=size),
         "instructions": instructions(size, seed),
     }

@@ -1,11 +1,22 @@
-"""Small exercises with worked responses, made by seed: multiple choice, and instructions that rules can check."""
+"""Small exercises with worked responses, made by seed: multiple choice, programs, instructions that rules can check."""
 
 import json
+import operator
 import random
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 Exercise: TypeAlias = tuple[str, str, dict[str, Any], str]  # prompt, IFEval's name, its arguments, a response
+
+_CALCULATIONS: tuple[tuple[str, str, Callable[[int, int], int]], ...] = (  # in words, in Python, and what it gives
+    ("n plus {}", "n + {}", operator.add),
+    ("n minus {}", "n - {}", operator.sub),
+    ("n times {}", "n * {}", operator.mul),
+    ("n modulo {}", "n % {}", operator.mod),
+    ("the larger of n and {}", "max(n, {})", max),
+    ("the smaller of n and {}", "min(n, {})", min),
+)
+_READ = (-1000, -7, 0, 12, 345)  # numbers that a program is tried on
 
 _UNITS = (("km", "m", 1000), ("m", "cm", 100), ("cm", "mm", 10), ("kg", "g", 1000), ("h", "min", 60), ("min", "s", 60))
 _WORDS = ("apple", "bread", "cloud", "drum", "eagle", "flute", "grass", "house", "island", "juice", "kite", "lemon")
@@ -28,6 +39,22 @@ def choices(size: int, seed: int) -> Iterator[dict[str, str]]:
             "domain": "science",
             "verifier": "choice",
             "demonstration": rf"{number}*{factor}={right} \boxed{{{letter}}}",
+        }
+
+
+def programs(size: int, seed: int) -> Iterator[dict[str, str]]:
+    """``size`` rows, each a calculation with a number that the program reads. For the verifier `code`."""
+    generator = random.Random(seed)
+    for _ in range(size):
+        words, expression, calculate = generator.choice(_CALCULATIONS)
+        number = generator.randint(1, 999)
+        tests = [{"input": f"{n}\n", "output": f"{calculate(n, number)}\n"} for n in _READ]
+        yield {
+            "prompt": f"A Python program: read n, print {words.format(number)}.",
+            "answer": json.dumps({"tests": tests}),
+            "domain": "code",
+            "verifier": "code",
+            "demonstration": f"```\nn = int(input())\nprint({expression.format(number)})\n```",
         }
 
 
