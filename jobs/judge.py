@@ -4,7 +4,11 @@ import argparse
 import asyncio
 import json
 import sys
+from collections import Counter
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 
 from ring_ray.config import ConfigError, SandboxConfig
 from ring_ray.rewards.sandbox.batch import judge_lines
@@ -12,10 +16,21 @@ from ring_ray.rewards.sandbox.problem import ProblemError
 
 
 async def judge(path: Path, config: SandboxConfig) -> None:
+    """Verdicts go to stdout as they are reached, progress and counts to stderr."""
+    counts, console = Counter[str](), Console(stderr=True)
     with path.open(encoding="utf-8") as lines:
-        async for number, reward in judge_lines(lines, config):
-            line = {"line": number, "score": reward.score, "verdict": reward.verdict, "reason": reward.reason}
-            print(json.dumps(line), flush=True)
+        total = sum(1 for _ in lines)
+        lines.seek(0)
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        with Progress(*columns, console=console, disable=sys.stdout.isatty(), redirect_stdout=False) as bar:
+            task = bar.add_task(path.name, total=total)
+            async for number, reward in judge_lines(lines, config):
+                line = {"line": number, "score": reward.score, "verdict": reward.verdict, "reason": reward.reason}
+                print(json.dumps(line), flush=True)
+                counts[reward.verdict] += 1
+                bar.advance(task)
+    verdicts = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
+    console.print(f"{counts.total():,} judged: {verdicts}")
 
 
 def main() -> None:
