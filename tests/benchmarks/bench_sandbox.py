@@ -1,8 +1,9 @@
 """Programs judged per second per core, against a bare subprocess without any isolation, for Python, C++ and Java.
 
-    python -m tests.benchmarks.bench_sandbox [--programs 500] [--workers 2]
+    python -m tests.benchmarks.bench_sandbox [--programs 500] [--workers 1 2 3]
 
-Both ways take turns in one run, on the same small programs, ``--workers`` at a time. The bare subprocess is what a
+Both ways take turns in one run, on the same small programs, ``--workers`` at a time. One worker at a time is one core's
+work: judge and program wait for each other. The bare subprocess is what a
 shell would start, without limits: a fresh interpreter (as lean as the sandbox's: -I -S), or the same compiled program.
 Compiling is not in the figures; its time stands on a line of its own. CPU is what all processes of either way take for
 one program; the last column is how many cores the paper's 8,000 programs/s would keep busy by that.
@@ -30,7 +31,7 @@ from tests.integration.test_sandbox import SUMS
 
 PAPER_PER_SECOND, STDIN, ANSWER, TURNS = 8000, b"20 22\n", b"42\n", 5
 INTERPRETER = [os.path.realpath(sys.executable), "-I", "-S", "main.py"]
-HEADER = "language  way        programs/s  per core   p50 ms   p99 ms   CPU ms  sandbox / bare  cores for 8,000/s"
+HEADER = "language  way      workers  programs/s  p50 ms  p99 ms  CPU ms  sandbox / bare  cores for 8,000/s"
 One = Callable[[], Awaitable[bytes]]
 
 
@@ -88,34 +89,36 @@ async def timed(one: One, programs: int, workers: int) -> Turn:
     return Turn(programs / (time.perf_counter() - started), seconds, (cpu_seconds() - cpu) / programs)
 
 
-async def measure(args: argparse.Namespace) -> None:
-    config = SandboxConfig(workers=args.workers)
-    print(HEADER)
+async def measure(programs: int, workers: int, languages: list[str]) -> None:
+    config = SandboxConfig(workers=workers)
     async with Sandbox(config) as sandbox:
-        for language in args.languages:
+        for language in languages:
             with tempfile.TemporaryDirectory() as directory:
                 ways = await prepare(sandbox, config, language, Path(directory))
-                turns = [[await timed(way, args.programs // TURNS, args.workers) for way in ways] for _ in range(TURNS)]
+                turns = [[await timed(way, programs // TURNS, workers) for way in ways] for _ in range(TURNS)]
             ratio = statistics.median(isolated.rate / bare.rate for isolated, bare in turns)
             for name, results in zip(("sandbox", "bare"), zip(*turns, strict=True), strict=True):
-                report(f"{language:<10}{name:<9}", results, args.workers, ratio if name == "sandbox" else None)
+                report(f"{language:<10}{name:<9}{workers:7}", results, f"{ratio:.2f}" if name == "sandbox" else "")
 
 
-def report(name: str, turns: tuple[Turn, ...], workers: int, ratio: float | None) -> None:
+def report(name: str, turns: tuple[Turn, ...], ratio: str) -> None:
     rate = statistics.median(turn.rate for turn in turns)
     cpu = statistics.median(turn.cpu_seconds for turn in turns)
     quantiles = statistics.quantiles([second for turn in turns for second in turn.seconds], n=100)
-    print(
-        f"{name}{rate:>12.1f}{rate / workers:>10.1f}"
-        f"{quantiles[49] * 1e3:>9.1f}{quantiles[98] * 1e3:>9.1f}{cpu * 1e3:>9.1f}"
-        f"{'' if ratio is None else format(ratio, '.2f'):>16}{PAPER_PER_SECOND * cpu:>19.0f}",
-        flush=True,
-    )
+    times = f"{quantiles[49] * 1e3:8.1f}{quantiles[98] * 1e3:8.1f}{cpu * 1e3:8.1f}"
+    print(f"{name}{rate:12.1f}{times}{ratio:>16}{PAPER_PER_SECOND * cpu:19.0f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--programs", type=int, default=500, help="of each language, each way")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 3], help="programs at a time")
+    parser.add_argument("--languages", nargs="+", default=["python", "cpp", "java"], choices=sorted(SUMS))
+    arguments = parser.parse_args()
+    print(HEADER)
+    for workers in arguments.workers:
+        asyncio.run(measure(arguments.programs, workers, arguments.languages))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--programs", type=int, default=500, help="of each language, each way")
-    parser.add_argument("--workers", type=int, default=2, help="at a time; as many as there are cores")
-    parser.add_argument("--languages", nargs="+", default=["python", "cpp", "java"], choices=sorted(SUMS))
-    asyncio.run(measure(parser.parse_args()))
+    main()
