@@ -41,7 +41,8 @@ def _help(*, _root_: DictConfig) -> str:
 
 def _schema() -> DictConfig:
     schema: DictConfig = OmegaConf.structured(RunConfig)
-    OmegaConf.set_struct(schema.data.weights, False)  # its keys are the user's own: the domains in the data
+    for users_own in (schema.data.weights, schema.reward.verifiers):  # by domains of the data, and by names of rows
+        OmegaConf.set_struct(users_own, False)
     return schema
 
 

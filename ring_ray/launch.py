@@ -23,12 +23,12 @@ from ring_ray.data.source import PromptSource, load_prompts
 from ring_ray.data.tokenizer import Tokenizer, load_tokenizer
 from ring_ray.engines.hf import check_context, check_model, check_policy
 from ring_ray.engines.tiny_model import make_tiny_model
-from ring_ray.evaluation import Accuracy
+from ring_ray.evaluation import Accuracy, EvaluationError
 from ring_ray.health import CollapseError, NonFiniteError
 from ring_ray.metrics import AccuracyInterval
 from ring_ray.report import write_report
 from ring_ray.resume import Resumed, checkpoint_to_resume
-from ring_ray.rewards.registry import FACTORIES, Verifiers
+from ring_ray.rewards.registry import Verifiers, factories
 from ring_ray.roles import RecoveryError, RollBackError
 from ring_ray.stages import Course, Stages
 from ring_ray.starvation import StarvedError, check_budget
@@ -41,6 +41,7 @@ USER_ERRORS = (
     CollapseError,
     ConfigError,
     DataError,
+    EvaluationError,
     NonFiniteError,
     PlacementError,
     RecoveryError,
@@ -85,7 +86,7 @@ def _run(config: RunConfig, run_dir: Path) -> float:
         make_tiny_model(model_path, config.seed)
     tokenizer = load_tokenizer(model_path, config.model)
     check_model(model_path, config.model, tokenizer)
-    prompts = load_prompts(config, tokenizer, FACTORIES)
+    prompts = load_prompts(config, tokenizer, factories(config.reward))
     check_context(model_path, config.model, config.rollout)
     check_policy(model_path, config.model, config.train, config.algo)
     check_budget(config.algo, len(prompts), config.rollout.max_response_tokens)
@@ -146,7 +147,7 @@ def prepare_course(config: RunConfig, prompts: PromptSource, tokenizer: Tokenize
         spare = prompts.held_out[config.evaluation.prompts :]
         probe = (*spare, *prompts.held_out)[: config.sft.probe_prompts]
     else:
-        prompts = load_prompts(replace(config, data=DataConfig()), tokenizer, FACTORIES)
+        prompts = load_prompts(replace(config, data=DataConfig()), tokenizer, factories(config.reward))
         probe = prompts.held_out[: config.sft.probe_prompts]
     return Course(demonstrations=demonstrations(prompts, tokenizer, config.seed), probe=probe)
 

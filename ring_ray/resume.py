@@ -16,6 +16,15 @@ FREE = (
     "rollout.max_sequences", "rollout.tensor_parallel", "train.activation_checkpointing", "train.max_skipped_steps",
     "train.micro_batch_tokens", "train.offload_optimizer", "train.offload_parameters", "train.packing",
     "train.steps", "train.zero_stage",
+    "reward.sandbox.cache_mib", "reward.sandbox.cgroup", "reward.sandbox.runs_per_worker", "reward.sandbox.workers",
+    "reward.model.batch_tokens",
+    *(
+        f"reward.{server}.{name}"
+        for server in ("judge", "model")
+        for name in (
+            "api_key_variable", "cached", "concurrency", "request_seconds", "timeout_seconds", "tries", "url",
+        )
+    ),
 )  # fmt: skip
 # What can't change: it decides what the state looks like.
 FIXED = ("algo.group_size", "algo.replay_routing", "model.dtype")

@@ -1,6 +1,7 @@
 """Who judges responses that no rule can, and how that becomes a reward."""
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from ring_ray.config.check import require, require_one_of
 from ring_ray.config.keys import key
@@ -114,16 +115,33 @@ class LengthConfig:
         require(self.penalty >= 0, "reward.length.penalty", self.penalty, "must not be negative")
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of urlsplit, and of the port
+        return False
+
+
 def check_endpoint(config: EndpointConfig, section: str) -> None:
     """``section`` is what the keys of ``config`` begin with."""
     url = config.url
     require(
-        url is None or url.startswith(("http://", "https://")),
+        url is None or _is_address(url), f"{section}.url", url, "must be http:// or https://, a host, and maybe a port"
+    )
+    require(
+        url is None or "@" not in urlsplit(url).netloc,
         f"{section}.url",
-        url,
-        "must begin with http:// or https://",
+        "...",
+        f"must hold no password, which would be in the run's files: {section}.api_key_variable names where a key is",
     )
     require(url is None or config.model != "", f"{section}.model", config.model, f"{section}.url={url} needs a name")
+    require(
+        config.api_key_variable.isidentifier(),
+        f"{section}.api_key_variable",
+        "...",
+        "is no environment variable's name; the key itself would be in the run's files",
+    )
     for name in ("tries", "concurrency", "cached"):
         require(getattr(config, name) >= 1, f"{section}.{name}", getattr(config, name), "must be at least 1")
     for name in ("request_seconds", "timeout_seconds"):

@@ -37,7 +37,9 @@ class DataConfig:
     max_digits: int = key(2, "Digits of each operand, 1 to 6, for source=sums.")
     size: int = key(20000, "Draws, for source=sums; equal ones count once, held-out ones are among them.")
     domain: str = key("math", "Domain of rows that name none: metrics are kept by domain.")
-    verifier: str = key("math", "Verifier of rows that name none: an entry of ring_ray/rewards/registry.py.")
+    verifier: str = key(
+        "math", "Verifier of rows that name none: an entry of ring_ray/rewards/registry.py, or of reward.verifiers."
+    )
 
     def __post_init__(self) -> None:
         require_one_of(("sums", "jsonl"), "data.source", self.source)
@@ -98,6 +100,11 @@ class RewardConfig:
         "Code, judges and reward models have limits of their own.",
     )
     tolerance: float = key(0.01, "Relative tolerance of the verifier `science`, where a row names none.")
+    verifiers: dict[str, str] = key(
+        {},
+        "Verifiers of your own by the names that rows call them, such as `{polite: my_rewards:Polite}`: what to import "
+        "in the driver and in each reward worker, and to call with this section of the config.",
+    )
     sandbox: SandboxConfig = field(default_factory=SandboxConfig)
     model: RewardModelConfig = field(default_factory=RewardModelConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -13,6 +13,7 @@ from ring_ray.types import Prompt, Reward, Verdict
 Record = TypeVar("Record")
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """Judges responses, one at a time, alone by ``prompt.answer``; the same response always earns the same."""
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from ring_ray.config import RewardConfig
-from ring_ray.rewards.base import AnswerError, GroupVerifier, Response, unparsable
+from ring_ray.rewards.base import AnswerError, GroupVerifier, Response, failed, unparsable
+from ring_ray.rewards.boxed import shorten
 from ring_ray.rewards.sandbox.judge import Judge
 from ring_ray.rewards.sandbox.languages import missing
 from ring_ray.rewards.sandbox.pool import Sandbox
@@ -83,6 +84,9 @@ class CodeVerifier(GroupVerifier):
             source = last_code_block(response.text)
             if source is None:
                 return unparsable("no closed block of code in the response")
-            return await judge.judge(problem, source)
+            try:
+                return await judge.judge(problem, source)
+            except Exception as error:  # noqa: BLE001 - the others must not be left running, in the next group's places
+                return failed(f"{type(error).__name__}: {shorten(str(error), limit=300)}")
 
         return list(await asyncio.gather(*map(judged, responses)))

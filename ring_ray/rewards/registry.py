@@ -1,9 +1,12 @@
 """Every verifier by the name that a row of data calls it."""
 
+import math
+import pkgutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeAlias
 
 from ring_ray.config import ConfigError, RewardConfig, require
 from ring_ray.rewards.base import AnswerError, GroupVerifier, Response, Verifier, failed
@@ -22,7 +25,9 @@ from ring_ray.types import Prompt, Reward
 REWARD_MODEL = "reward_model"
 _LIMITED_CALLS = 4  # that have the time limit of one verdict: reading a number, both answers, and comparing
 
-FACTORIES: dict[str, Callable[[RewardConfig], Verifier | GroupVerifier]] = {
+Factory: TypeAlias = Callable[[RewardConfig], Verifier | GroupVerifier]
+
+FACTORIES: dict[str, Factory] = {
     "choice": ChoiceVerifier,
     "code": CodeVerifier,
     "ifeval": InstructionVerifier,
@@ -37,18 +42,50 @@ FACTORIES: dict[str, Callable[[RewardConfig], Verifier | GroupVerifier]] = {
 }
 
 
+def factories(config: RewardConfig) -> Mapping[str, Factory]:
+    """What makes the verifier of each name, those of ``config.verifiers`` included; raises `ConfigError` for these."""
+    return FACTORIES | {name: _own(name, path) for name, path in config.verifiers.items()}
+
+
+def _own(name: str, path: str) -> Factory:
+    """Imports what ``path`` names, which is called when the verifier is first asked for."""
+    said = f"reward.verifiers.{name}={path!r}"
+    if name in FACTORIES:
+        raise ConfigError(f"{said}: is called as another verifier: choose a name of its own")
+    try:
+        factory = pkgutil.resolve_name(path)
+    except Exception as error:  # its module may do anything
+        raise ConfigError(f"{said}: can't be imported: {type(error).__name__}: {error}") from error
+    if not callable(factory):
+        raise ConfigError(f"{said}: must be a class, or a function that makes a verifier, as package.module:Class")
+
+    def make(config: RewardConfig) -> Verifier | GroupVerifier:
+        try:
+            verifier = factory(config)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"{said}: can't be made from the config: {type(error).__name__}: {error}") from error
+        if not isinstance(verifier, Verifier | GroupVerifier):
+            raise ConfigError(f"{said}: makes no verifier, but {type(verifier).__name__}")
+        return verifier
+
+    return make
+
+
 class Verifiers:
     """One verifier of each name that is asked for, all with the run's limits."""
 
     def __init__(self, config: RewardConfig) -> None:
-        self._config = config
+        """Raises `ConfigError` where a verifier of ``config.verifiers`` can't be found."""
+        self._config, self._factories = config, factories(config)
         self._verifiers: dict[str, Verifier | GroupVerifier] = {}
 
     def get(self, name: str) -> Verifier | GroupVerifier:
         """The verifier called ``name``; raises `ConfigError` that lists the names there are, or says what it lacks."""
-        require(name in FACTORIES, "verifier", name, f"must be one of {', '.join(sorted(FACTORIES))}")
+        require(name in self._factories, "verifier", name, f"must be one of {', '.join(sorted(self._factories))}")
         if name not in self._verifiers:
-            self._verifiers[name] = FACTORIES[name](self._config)
+            self._verifiers[name] = self._factories[name](self._config)
         return self._verifiers[name]
 
     def start(self, names: Iterable[str]) -> None:
@@ -81,7 +118,10 @@ class Verifiers:
         if not isinstance(verifier, GroupVerifier):
             return tuple(_timed(verifier, prompt, response.text) for response in responses)
         try:
-            return tuple(verifier.verify_group(prompt, responses))
+            rewards = tuple(map(_sound, verifier.verify_group(prompt, responses)))
+            if len(rewards) != len(responses):
+                raise ValueError(f"{len(rewards)} verdicts on {len(responses)} responses")
+            return rewards
         except Exception as error:  # noqa: BLE001 - what breaks in a verifier must not pass for wrong answers
             return (_broken(prompt, error),) * len(responses)
 
@@ -92,10 +132,18 @@ class Verifiers:
 def _timed(verifier: Verifier, prompt: Prompt, response: str) -> Reward:
     start = time.perf_counter()
     try:
-        reward = verifier.verify(prompt, response)
+        reward = _sound(verifier.verify(prompt, response))
     except Exception as error:  # noqa: BLE001 - what breaks in a verifier must not pass for a wrong answer
         reward = _broken(prompt, error)
     return replace(reward, seconds=time.perf_counter() - start)
+
+
+def _sound(reward: Reward) -> Reward:
+    """Raises where it has no score that can be trained on: nothing else holds a verifier of the user's own to that."""
+    score = float(reward.score)
+    if not math.isfinite(score):
+        raise ValueError(f"its score is {score}")
+    return replace(reward, score=score)
 
 
 def _broken(prompt: Prompt, error: Exception) -> Reward:

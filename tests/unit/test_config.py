@@ -27,12 +27,13 @@ def leaves(config: dict[str, object], prefix: str = "") -> Iterator[str]:
 
 
 def choices(key: Key) -> list[str]:
-    """What the key may be, as the schema says where it refuses something else; nothing where any text will do."""
+    """What the key may be, as the schema says where it refuses something else; nothing where they are not listed."""
     *path, name = key.name.split(".")
     try:
         replace(reduce(getattr, path, RunConfig()), **{name: "no such choice"})
     except ConfigError as error:
-        return re.split(", | or ", str(error).partition("must be ")[2])
+        _, listed, those = str(error).partition("must be ")
+        return re.split(", | or ", those) if listed else []
     return []
 
 

@@ -44,7 +44,10 @@ def numbers(*values: int) -> list[Body]:
 
 
 def test_answers_come_in_the_order_of_the_questions() -> None:
+    all_there = asyncio.Barrier(4)
+
     async def slower_first(body: Body, before: int) -> web.StreamResponse:
+        await all_there.wait()
         await asyncio.sleep(0.1 / body["number"])
         return await twice(body, before)
 
@@ -116,6 +119,20 @@ def test_one_that_fails_does_not_take_the_others_with_it() -> None:
     assert second.verdict is Verdict.FAILED
 
 
+def test_an_answer_that_breaks_its_reader_does_not_take_the_others_with_it() -> None:
+    async def too_deep(body: Body, before: int) -> web.StreamResponse:
+        if body["number"] == 1:
+            return web.Response(text="[" * 100_000, content_type="application/json")
+        return await twice(body, before)
+
+    with http_server(too_deep) as server:
+        first, second = endpoint(server.url).ask_all("/double", numbers(1, 2), read)
+    assert second == 4
+    assert isinstance(first, Reward)
+    assert first.verdict is Verdict.FAILED
+    assert "RecursionError" in first.reason
+
+
 @pytest.mark.parametrize("text", ["no JSON", "[]", '{"twice": "4"}'])
 def test_an_answer_that_is_none_is_a_failure_and_is_not_remembered(text: str) -> None:
     async def garbled_once(body: Body, before: int) -> web.StreamResponse:
@@ -156,13 +173,15 @@ def test_a_request_that_takes_too_long_is_tried_again() -> None:
 
 
 def test_as_many_are_under_way_as_allowed() -> None:
-    async def slow(body: Body, before: int) -> web.StreamResponse:
-        await asyncio.sleep(0.05)
+    by_threes = asyncio.Barrier(3)
+
+    async def together(body: Body, before: int) -> web.StreamResponse:
+        await by_threes.wait()
         return await twice(body, before)
 
-    with http_server(slow) as server:
-        found = endpoint(server.url, concurrency=3).ask_all("/double", numbers(*range(10)), read)
-    assert found == [2 * number for number in range(10)]
+    with http_server(together) as server:
+        found = endpoint(server.url, concurrency=3).ask_all("/double", numbers(*range(9)), read)
+    assert found == [2 * number for number in range(9)]
     assert server.most_at_a_time == 3
 
 
@@ -180,7 +199,7 @@ def test_answers_are_remembered_by_all_that_was_asked() -> None:
 
 
 def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_KEY", "secret")
+    monkeypatch.setenv("MY_KEY", "secret\n")  # as from a file that an editor made
     with http_server(twice) as server:
         endpoint(server.url, api_key_variable="MY_KEY").ask_all("/double", numbers(1), read)
         endpoint(server.url, api_key_variable="NO_KEY").ask_all("/double", numbers(1), read)

@@ -40,6 +40,7 @@ from tests.unit.test_rewards import responses
         ('The score is {"score": 10}', None),
         ('[{"score": 10}]', None),
         ('{"score": 10}\ud800', None),
+        ('{"score": 10, "x": ' + "[" * 5000, None),
     ],
 )
 def test_only_the_end_of_a_judgement_counts(text: str, score: int | None) -> None:
@@ -176,6 +177,17 @@ def test_a_judge_that_says_nothing_has_failed(contents: tuple[str | None, ...]) 
     assert (reward.score, reward.verdict) == (0.0, Verdict.FAILED)
 
 
+def test_a_judge_that_is_cut_off_is_told_by_its_limit() -> None:
+    async def ponders(body: Body, before: int) -> web.StreamResponse:
+        return web.json_response({"choices": [{"message": {"content": "<think> Well"}, "finish_reason": "length"}]})
+
+    with http_server(ponders) as server:
+        (reward,) = judged(JudgeConfig(url=server.url, model="tiny", max_tokens=3), prompt("judge"), "a")
+    assert reward.verdict is Verdict.FAILED
+    assert "cut off by reward.judge.max_tokens=3 or by its context" in reward.reason
+    assert "<think> Well" in reward.reason
+
+
 def test_without_structured_outputs_no_form_is_asked_for() -> None:
     with http_server(likes_long_answers) as server:
         judged(JudgeConfig(url=server.url, model="tiny", structured=False), prompt("judge"), "a")
@@ -196,7 +208,25 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
     assert (reward.score, reward.verdict) == (1.0, Verdict.CORRECT)
 
 
-@pytest.mark.parametrize("source", [None, "{{ response", "{{ answer }} {{ response }}", "no response"])
+@pytest.mark.parametrize("filtered", ["response | tojson", "response | e", "response | trim"])
+def test_a_template_may_quote_the_response(tmp_path: Path, filtered: str) -> None:
+    template = tmp_path / "mine.j2"
+    template.write_text(f"Judge {{{{ {filtered} }}}}")
+    config = RewardConfig(judge=JudgeConfig(url="http://127.0.0.1:1", model="tiny", template=str(template)))
+    Verifiers(config).check([prompt("judge")])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        None,
+        "{{ response",
+        "{{ answer }} {{ response }}",
+        "no response",
+        "{% include 'more.j2' %} {{ response }}",
+        "{{ best / 0 }} {{ response }}",
+    ],
+)
 def test_a_template_that_can_not_be_used_is_refused_at_start(tmp_path: Path, source: str | None) -> None:
     template = tmp_path / "mine.j2"
     if source is not None:

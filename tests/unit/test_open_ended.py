@@ -10,7 +10,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ring_ray.config import ConfigError, JudgeConfig, LengthConfig, RewardConfig, RewardModelConfig
+from ring_ray.config import ConfigError, EndpointConfig, JudgeConfig, LengthConfig, RewardConfig, RewardModelConfig
 from ring_ray.rewards.base import GroupVerifier, Response, failed
 from ring_ray.rewards.open_ended.endpoint import UnreadableAnswerError
 from ring_ray.rewards.open_ended.length import length_controlled
@@ -95,12 +95,26 @@ def test_the_answer_of_a_classifier_with_one_label(name: str) -> None:
         {"data": [{"probs": [0.5, 0.5]}]},
         {"data": [{"data": [[1.0], [2.0]]}]},
         {"data": [{"data": "AAAA"}]},
+        {"data": [{"probs": [True]}]},
         {"data": [{}]},
     ],
 )
 def test_any_other_answer_is_unreadable(answer: object) -> None:
     with pytest.raises(UnreadableAnswerError, match="not the one score of a classifier with one label"):
         read_raw_score(answer)
+
+
+def test_a_score_that_is_no_number_is_not_remembered() -> None:
+    async def recovers(body: Body, before: int) -> web.StreamResponse:
+        text = '{"data": [{"probs": [%s]}]}' % ("1" if before else "NaN")
+        return web.Response(text=text, content_type="application/json")
+
+    with http_server(recovers) as server:
+        verifiers = Verifiers(RewardConfig(model=RewardModelConfig(url=server.url, model="tiny")))
+        (first,), (second,) = (verifiers.judge(prompt("reward_model"), responses("a")) for _ in range(2))
+    assert first.verdict is Verdict.FAILED
+    assert "the reward model's score is nan" in first.reason
+    assert second.verdict is Verdict.CORRECT
 
 
 class Table(OpenEndedVerifier):
@@ -152,6 +166,9 @@ def test_a_verifier_that_the_config_does_not_provide_for_is_refused_by_its_key(n
     ("make", "key"),
     [
         (lambda: JudgeConfig(url="localhost:8000", model="m"), "reward.judge.url"),
+        (lambda: JudgeConfig(url="http://", model="m"), "reward.judge.url"),
+        (lambda: JudgeConfig(url="http://[::1", model="m"), "reward.judge.url"),
+        (lambda: JudgeConfig(url="http://127.0.0.1:99999", model="m"), "reward.judge.url"),
         (lambda: JudgeConfig(url="http://127.0.0.1"), "reward.judge.model"),
         (lambda: JudgeConfig(tries=0), "reward.judge.tries"),
         (lambda: JudgeConfig(samples=2), "reward.judge.samples"),
@@ -171,6 +188,16 @@ def test_a_verifier_that_the_config_does_not_provide_for_is_refused_by_its_key(n
 def test_a_bad_value_is_refused_by_its_key(make: Any, key: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(key)}="):
         make()
+
+
+@pytest.mark.parametrize("config", [JudgeConfig, RewardModelConfig])
+def test_the_config_holds_no_key_and_the_refusal_does_not_tell_it(config: type[EndpointConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"\.url=.*: must hold no password.*\.api_key_variable") as refused:
+        config(url="https://me:hunter-2@judge.example/v1", model="m")
+    assert "hunter-2" not in str(refused.value)
+    with pytest.raises(ConfigError, match=r"\.api_key_variable=.*: is no .* name") as refused:
+        config(api_key_variable="hunter-2")
+    assert "hunter-2" not in str(refused.value)
 
 
 def test_a_served_reward_model_is_asked_for_its_raw_score() -> None:

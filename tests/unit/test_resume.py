@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from ring_ray.buffer import BufferState
 from ring_ray.checkpoint.store import STATE, CheckpointError, CheckpointStore, write_file
-from ring_ray.config import AlgoConfig, CheckpointConfig, ConfigError, RunConfig, TrainConfig
+from ring_ray.config import AlgoConfig, CheckpointConfig, ConfigError, JudgeConfig, RewardConfig, RunConfig, TrainConfig
 from ring_ray.evaluation import Accuracy
 from ring_ray.resume import checkpoint_to_resume, differences, read_state
 from ring_ray.roles import BufferStateRef
@@ -133,6 +134,27 @@ def test_a_run_of_another_config_is_not_gone_on_with_by_itself(store: Checkpoint
     assert resumed is not None
     assert resumed.changes == ("algo.token_budget=100 (now 200)",)
     assert "algo.token_budget=100 (now 200)" in resumed.sentence
+
+
+def test_a_judge_may_move_while_a_run_is_away_but_not_be_another(store: CheckpointStore) -> None:
+    def judged(**keys: Any) -> RunConfig:
+        return replace(config(), reward=RewardConfig(judge=JudgeConfig(**({"model": "m"} | keys))))
+
+    save(saver(store, run=judged(url="http://node-1:8000/v1")), 10)
+    resumed = checkpoint_to_resume(judged(url="http://node-2:8000/v1", timeout_seconds=60.0), store, finished=False)
+    assert resumed is not None
+    changed = {change.partition("=")[0] for change in resumed.changes}
+    assert changed == {"reward.judge.timeout_seconds", "reward.judge.url"}
+    with pytest.raises(ConfigError, match=r"reward\.judge\.model=m \(now other\)"):
+        checkpoint_to_resume(judged(url="http://node-1:8000/v1", model="other"), store, finished=False)
+
+
+def test_verifiers_of_ones_own_are_named_again(store: CheckpointStore) -> None:
+    run = replace(config(), reward=RewardConfig(verifiers={"polite": "my_rewards:Polite"}))
+    save(saver(store, run=run), 10)
+    assert checkpoint_to_resume(run, store, finished=False)
+    with pytest.raises(ConfigError, match=r"reward\.verifiers\.polite=my_rewards:Polite \(now None\)"):
+        checkpoint_to_resume(config(), store, finished=False)
 
 
 def test_the_size_of_a_group_can_not_change_within_a_run(store: CheckpointStore) -> None:

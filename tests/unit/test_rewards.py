@@ -1,5 +1,7 @@
+import asyncio
 import threading
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ring_ray.config import ConfigError, JudgeConfig, RewardConfig, RewardModelConfig
-from ring_ray.rewards.base import AnswerError, GroupVerifier, Response
+from ring_ray.rewards.base import AnswerError, GroupVerifier, Response, correct
 from ring_ray.rewards.boxed import last_boxed
 from ring_ray.rewards.integer import IntegerVerifier
 from ring_ray.rewards.math import MathVerifier, normalize_percent
@@ -269,6 +271,26 @@ def test_a_verifier_that_judges_at_once_gets_all_responses(together: Together) -
     together.broken = "verify"
     failed = Verifiers(RewardConfig()).judge(ASKED, responses("a", "b"))
     assert [reward.verdict for reward in failed] == [Verdict.FAILED] * 2
+
+
+def test_a_sandbox_that_breaks_under_one_response_judges_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class BreaksOnce:
+        def __init__(self, sandbox: object, config: object) -> None: ...
+
+        async def judge(self, problem: object, source: str) -> Reward:
+            if source == "first\n":
+                raise RuntimeError("a worker does not start")
+            await asyncio.sleep(0)  # still under way when the first has failed
+            return correct("passes")
+
+    monkeypatch.setattr("ring_ray.rewards.code.Sandbox", lambda config: AsyncExitStack())
+    monkeypatch.setattr("ring_ray.rewards.code.Judge", BreaksOnce)
+    asked = replace(ASKED, verifier="code", answer='{"tests": [{"input": "", "output": "1"}]}')
+    verifiers = Verifiers(RewardConfig())
+    first, second, none = verifiers.judge(asked, responses("```\nfirst\n```", "```\nsecond\n```", "no code"))
+    verifiers.close()
+    assert (first.verdict, first.reason) == (Verdict.FAILED, "RuntimeError: 'a worker does not start'")
+    assert (second.verdict, none.verdict) == (Verdict.CORRECT, Verdict.UNPARSABLE)
 
 
 def test_only_what_the_data_asks_for_is_made_and_started_and_checked(together: Together) -> None:

@@ -15,6 +15,7 @@ from ring_ray.rewards.open_ended.endpoint import Body, Endpoint, UnreadableAnswe
 from ring_ray.rewards.open_ended.verifier import OpenEndedVerifier, Opinion
 from ring_ray.types import Prompt, Reward
 
+_PROBE = "3f1c9a5e"  # a response that no template holds, and no filter changes
 TEMPLATE = Path(__file__).parents[2] / "templates" / "judge.md.j2"
 
 
@@ -36,6 +37,7 @@ class _Message(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     message: _Message
+    finish_reason: str | None = None
 
 
 class _Completion(msgspec.Struct):
@@ -56,7 +58,7 @@ def read_score(text: str, best: int) -> tuple[int, str]:
     for candidate in (stripped, stripped.rpartition("\n")[2]):
         try:
             found = msgspec.json.decode(candidate.encode(), type=_Judgement)
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             continue
         if found.score <= best:
             return found.score, found.reason
@@ -116,7 +118,7 @@ class Judge(OpenEndedVerifier):
         unreadable = UnreadableAnswerError("no choices")
         for choice in choices:
             try:
-                found.append(read_score(choice.message.content or "", self._config.best))
+                found.append(self._score(choice))
             except UnreadableAnswerError as error:
                 unreadable = error
         if not found:
@@ -125,15 +127,24 @@ class Judge(OpenEndedVerifier):
         reason = f"the judge gives {mean:.3g} of {self._config.best}: {shorten(found[0][1], 120)}"
         return Opinion(mean / self._config.best, reason)
 
+    def _score(self, choice: _Choice) -> tuple[int, str]:
+        try:
+            return read_score(choice.message.content or "", self._config.best)
+        except UnreadableAnswerError as error:
+            if choice.finish_reason != "length":
+                raise
+            limit = f"reward.judge.max_tokens={self._config.max_tokens}"
+            raise UnreadableAnswerError(f"the judge was cut off by {limit} or by its context; {error}") from error
+
 
 def _load_template(path: str | None) -> jinja2.Template:
     try:
         source = (Path(path) if path else TEMPLATE).read_text()
         template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(source)
-        shown = template.render(question="", response="<response>", rubric=None, reference=None, best=10, mark="")
-    except (OSError, UnicodeError, jinja2.TemplateError) as error:
+        shown = template.render(question="", response=_PROBE, rubric=None, reference=None, best=10, mark="")
+    except Exception as error:  # a template computes, and may break anywhere
         raise ConfigError(f"reward.judge.template={path!r}: {error}") from error
-    if "<response>" not in shown:
+    if _PROBE not in shown:
         raise ConfigError(f"reward.judge.template={path!r}: it does not show the judge the {{{{ response }}}}")
     return template
 

@@ -37,6 +37,8 @@ def read_raw_score(answer: object) -> float:
         (raw,) = item.probs or item.data
     except (msgspec.ValidationError, ValueError) as error:
         raise UnreadableAnswerError(f"not the one score of a classifier with one label: {error}") from error
+    if not math.isfinite(raw):
+        raise UnreadableAnswerError(f"the reward model's score is {raw}")
     return raw
 
 
