@@ -14,13 +14,17 @@ from ring_ray.rewards.sandbox.pool import Sandbox
 from ring_ray.rewards.sandbox.problem import Problem, ProblemError, read_problem
 from ring_ray.types import Prompt, Reward
 
-_BLOCK = re.compile(r"^```[^\n`]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# The fences stand equally far in. Where another one opens within, the first was never closed.
+_BLOCK = re.compile(r"^([ \t]*)```[^\n`]*\n((?:(?!\1```).*\n)*+)\1```(?![\w`])", re.MULTILINE)
 
 
 def last_code_block(response: str) -> str | None:
-    """What stands in the last closed block between lines of ``` ; None where there is none."""
+    """What stands in the last closed block between lines of ```, as far out as they; None where there is none."""
     blocks = _BLOCK.findall(response)
-    return blocks[-1] if blocks else None
+    if not blocks:
+        return None
+    indent, code = blocks[-1]
+    return re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
 
 
 def _problem(prompt: Prompt) -> Problem:

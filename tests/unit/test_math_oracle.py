@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,29 @@ ANSWERS = {
 PIECES = [*r"03+-*/^_{}()[]|,.;:!=<>%$&", *"aexÅ½٣", r"\frac", r"\sqrt", r"\text{ m}", r"\%", r"\\", r"\infty", r"\cup"]
 PIECES += [r"\begin{pmatrix}", r"\end{pmatrix}", r"\boxed{", r"\sum", r"\mathrm{kg}", "\0", "\n", "__import__('os')"]
 TEXTS = st.text(max_size=100) | st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+@pytest.mark.parametrize(
+    "code",
+    [
+        "__import__('os').system('touch {}')",
+        "open('{}', 'w')",
+        r"\text{{open('{}', 'w')}}",
+        r"\operatorname{{exec}}(\"open('{}', 'w')\")",
+        r"7919 + 0*int(open('{}', 'w').write(''))",
+        r"\frac{{__import__('pathlib').Path('{}').touch()}}{{1}}",
+        r"\input{{|touch {}}}",
+        "Lambda(x, open('{}', 'w'))(1)",
+    ],
+)
+def test_code_in_an_answer_is_not_run(name: str, code: str, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    answer = code.format(trace)
+    for response in (answer, rf"\boxed{{{answer}}}", f"<answer>{answer}</answer>", f"Answer: {answer}"):
+        reward = judge(name, ANSWERS[name], response)
+        assert (reward.score, reward.verdict.reached) == (0.0, True), reward
+    assert not trace.exists()
 
 
 @pytest.mark.parametrize("name", ANSWERS)

@@ -1,7 +1,11 @@
 """Problems are checked before anything runs, and what came of a run is told apart."""
 
+import errno
 import json
+import mmap
 import signal
+import socket
+import struct
 from pathlib import Path
 
 import pytest
@@ -84,9 +88,20 @@ def test_requests_and_answers_come_back_as_they_were() -> None:
     assert Answer.parse(answer().packet()) == answer()
 
 
-def test_the_last_closed_block_is_the_program() -> None:
-    assert last_code_block("```python\nfirst\n```\nand\n```\nlast\n```\n```\nnever closed") == "last\n"
-    assert last_code_block("no code, and `inline`") is None
+@pytest.mark.parametrize(
+    ("response", "code"),
+    [
+        ("```python\nfirst\n```\nand\n```\nlast\n```\n```\nnever closed", "last\n"),
+        ("no code, and `inline`", None),
+        ("1. as\n   ```py\n   if 1:\n       a\n\n   b\n   ```\n", "if 1:\n    a\n\nb\n"),
+        ("<think>\n```python\nnever closed\n</think>\n```python\nb\n```\nis right", "b\n"),
+        ('```python\n"""\n  ```\n  f(1)\n  ```\n"""\n```', '"""\n  ```\n  f(1)\n  ```\n"""\n'),
+        ("```python\r\na\r\n```\r\n", "a\r\n"),
+        ("```\na\n``` is right", "a\n"),
+    ],
+)
+def test_the_last_closed_block_is_the_program(response: str, code: str | None) -> None:
+    assert last_code_block(response) == code
 
 
 def test_the_filter_is_whole_instructions() -> None:
@@ -95,6 +110,55 @@ def test_the_filter_is_whole_instructions() -> None:
     assert len(program) // 8 < 4096  # the kernel's limit
     for start in range(0, len(program), 8):  # no jump leaves it
         assert start // 8 + max(program[start + 2], program[start + 3]) < len(program) // 8
+
+
+def decided(number: int, *arguments: int, architecture: int = 0xC000003E) -> int:
+    """What the filter returns for a system call, as the kernel reads it."""
+    data = struct.pack("<IIQ6Q", number, architecture, 0, *arguments, *[0] * (6 - len(arguments)))
+    program = list(struct.iter_unpack("HBBI", kernel.seccomp_program()))
+    place = value = 0
+    while True:
+        code, then, otherwise, operand = program[place]
+        match code:
+            case 0x20:
+                (value,) = struct.unpack_from("<I", data, operand)
+                place += 1
+                continue
+            case 0x06:
+                return operand
+            case 0x15:
+                met = value == operand
+            case 0x35:
+                met = value >= operand
+            case 0x45:
+                met = bool(value & operand)
+        place += 1 + (then if met else otherwise)
+
+
+ALLOWED, REFUSED, UNKNOWN, KILLED = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS, 0x80000000
+
+
+@pytest.mark.parametrize(
+    ("call", "decision"),
+    [
+        ((0,), ALLOWED),  # read
+        ((101,), REFUSED),  # ptrace
+        ((41, socket.AF_UNIX, socket.SOCK_STREAM), REFUSED),
+        ((53, socket.AF_UNIX, socket.SOCK_STREAM), ALLOWED),  # socketpair
+        ((53, socket.AF_VSOCK, socket.SOCK_DGRAM), REFUSED),
+        ((56, signal.SIGCHLD), ALLOWED),  # clone
+        ((56, 0x10000000 | signal.SIGCHLD), REFUSED),  # a user namespace
+        ((9, 0, 4096, 3, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), ALLOWED),
+        ((9, 0, 4096, 3, mmap.MAP_SHARED), ALLOWED),  # of a file
+        ((9, 0, 4096, 3, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS), REFUSED),
+        ((435,), UNKNOWN),  # clone3
+        ((463,), UNKNOWN),
+        ((0x40000000,), UNKNOWN),  # x32
+    ],
+)
+def test_the_filter_decides(call: tuple[int, ...], decision: int) -> None:
+    assert decided(*call) == decision
+    assert decided(*call, architecture=0x40000003) == KILLED  # the 32-bit kind
 
 
 def test_without_bubblewrap_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,21 @@ from ring_ray.rewards.sandbox.languages import SYSTEM_PATH
 _INSIDE = Path(inside.__file__).parent
 _MOUNTED = "/sandbox"
 _USER = "1000"  # of a user namespace; not 0, who would own the /proc entries of what is not dumpable
-_ENVIRONMENT = {"PATH": SYSTEM_PATH, "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+_ENVIRONMENT = {
+    "PATH": SYSTEM_PATH,
+    "HOME": "/tmp",
+    "TMPDIR": "/tmp",
+    "LANG": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "1",  # each reserves 64 MiB of the address space: a few threads would reach its limit
+}
 # To enter namespaces, mount, end its forks, and become somebody who may do none of that.
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL")
 # Programs find their parts in /usr by these: commands, libraries, a JDK.
 _ETC = ("/etc/alternatives", "/etc/ld.so.cache", *sorted(glob.glob("/etc/java-*")))
 # Not bubblewrap's own choice: for pseudoterminals it makes a second user namespace, which may not enter the first.
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+# Nor /dev/zero: what is mapped from it belongs to no process, and no limit would see it.
+_DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")
+_STREAMS = {"/dev/fd": "", "/dev/stdin": "/0", "/dev/stdout": "/1", "/dev/stderr": "/2"}
 _START = f"import sys; sys.path.insert(0, {_MOUNTED!r}); from {inside.__name__}.worker import main; main()"
 
 
@@ -81,7 +89,8 @@ def _mounts() -> list[str]:
         words += _read_only(name)
     if not Path(sys.base_prefix).is_relative_to("/usr"):
         words += _read_only(sys.base_prefix)
-    words += ["--proc", "/proc", "--dir", "/tmp", "--dir", "/dev/shm", "--symlink", "/proc/self/fd", "/dev/fd"]
+    words += ["--proc", "/proc", "--dir", "/tmp", "--dir", "/dev/shm"]
+    words += [word for name, end in _STREAMS.items() for word in ("--symlink", f"/proc/self/fd{end}", name)]
     words += [word for name in _DEVICES for word in ("--dev-bind", name, name)]
     return [*words, *_read_only(str(_INSIDE), f"{_MOUNTED}/{inside.__name__.replace('.', '/')}")]
 

@@ -94,4 +94,12 @@ ATTACKS = [
         """,
     ),
     attack("memory that belongs to no process", "attempt(lambda: os.memfd_create('hidden'))"),
+    attack("memory that stays when it is unmapped but for a page", "attempt(lambda: mmap.mmap(-1, 1 << 20))"),
+    attack("the same, of a device", "attempt(lambda: mmap.mmap(os.open('/dev/zero', os.O_RDWR), 1 << 20))"),
+    attack("attributes of its output", "attempt(lambda: os.setxattr(1, 'user.hidden', bytes(1 << 16)) or 'kept')"),
+    attack("attributes of a file", "attempt(lambda: os.setxattr('main.py', 'user.hidden', b'x') or 'kept')"),
+    attack(
+        "a socket with a large buffer",
+        "attempt(lambda: socket.socketpair()[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24) or 'set')",
+    ),
 ]

@@ -14,6 +14,13 @@ CALLS = Problem(calls=[CallTest(arguments=[3], returns=9)], entry="square", cpu_
 TESTED = Problem(
     unit_tests="assert square(3) == 9\nassert 9 == square(3)\nassert abs(square(0.5) - 0.25) < 1e-6", cpu_seconds=1.0
 )
+STARRED = Problem(
+    unit_tests="from math import isclose\nfrom unittest import TestCase\nfrom solution import *\n"
+    "assert abs(square(0.5) - 0.25) < 1e-6\nassert isclose(square(0.5), 0.25)\n"
+    "class T(TestCase):\n    def test_it(self): self.assertEqual(square(3), 9)",
+    cpu_seconds=1.0,
+)
+SORTS = Problem(unit_tests="numbers = [2, 1]\nassert f(numbers) == sorted(numbers)", cpu_seconds=1.0)
 WORKER = '{"id": "", "status": 0, "stopped": "", "failed": "", "cpu_seconds": 0, "wall_seconds": 0, "peak_bytes": 0}'
 
 EVERYTHING = """
@@ -29,8 +36,8 @@ def square(number): return Everything()
 
 
 def forged(name: str, source: str, *problems: Problem) -> list[Attack]:
-    kinds = ("prints", "calls", "is tested", "has a suite")
-    everything = (PRINTS, CALLS, TESTED, SUITE)
+    kinds = ("prints", "calls", "is tested", "has a suite", "is imported", "sorts")
+    everything = (PRINTS, CALLS, TESTED, SUITE, STARRED, SORTS)
     chosen = problems or everything
     return [
         attack(f"{name} ({kinds[everything.index(problem)]})", source, *ANYHOW, problem=problem) for problem in chosen
@@ -132,6 +139,34 @@ ATTACKS = [
                 except OSError: pass
         """,
         TESTED,
+    ),
+    *forged(
+        "is imported in place of what the tests use",
+        """
+        class Nothing:
+            def __mro_entries__(self, bases): return ()
+        TestCase = Nothing()
+        def abs(value): return 0
+        def isclose(*values): return True
+        def square(number): return 0
+        """,
+        STARRED,
+    ),
+    *forged("empties what it is given", "def f(numbers):\n    numbers.clear()\n    return []", SORTS),
+    *forged(
+        "says that what it was given has changed",
+        """
+        import sys
+        remote = next(module for name, module in sys.modules.items() if name.endswith("inside.remote"))
+        def answer(self, question):
+            number, operation, arguments, keywords = remote.values.loads(question, self.meant)
+            value = self.OPERATIONS[operation](self.meant(number), *arguments, **keywords)
+            message = {"value": value, "changed": [[] for _ in arguments]}
+            self._send({name: remote.values.dumps(part, self.number) for name, part in message.items()})
+        remote.Peer._answer = answer
+        def f(numbers): return []
+        """,
+        SORTS,
     ),
     *forged("a huge return value", "def square(number): return ['x' * 1000] * 10**6", CALLS, TESTED),
     *forged(

@@ -20,6 +20,8 @@ CALLS = {
     "another host name": (170, "b'mine', 4"),
     "the clock": (227, "0, bytes(16)"),
     "the kernel's log": (103, "3, bytes(64), 64"),
+    "pages that wait in a pipe": (278, "os.pipe()[1], 0, 0, 0"),
+    "asynchronous input, of which the machine has so much": (206, "1, ctypes.create_string_buffer(8)"),
 }
 
 ATTACKS = [
@@ -42,7 +44,7 @@ ATTACKS = [
     attack("the terminal", "import fcntl\nattempt(lambda: open('/dev/tty', 'w').write('x'))"),
     attack(
         "code of one's own",
-        "code = mmap.mmap(-1, 4096, prot=7)\ncode.write(b'\\x0f\\x0b')\n"
+        "code = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 7)\ncode.write(b'\\x0f\\x0b')\n"
         "ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(code)))()",
         Ending.CRASHED,
     ),

@@ -13,7 +13,12 @@ ATTACKS = [
     ),
     attack(
         "an abstract socket of the judge's machine",
-        "attempt(lambda: socket.socket(socket.AF_UNIX).connect('\\0ring_ray-attack'))",
+        "attempt(lambda: socket.socket(socket.AF_UNIX).connect('\\0ring_ray-attack-@JUDGE@') or 'connected')",
+    ),
+    attack(
+        "an abstract socket, from one of a pair",
+        "pair = socket.socketpair(type=socket.SOCK_DGRAM)\n"
+        "attempt(lambda: pair[0].sendto(b'x', '\\0ring_ray-attack-@JUDGE@'))",
     ),
     attack("a server", "attempt(lambda: socket.create_server(('127.0.0.1', 0)))"),
     attack(

@@ -38,19 +38,16 @@ class Box:
             files = self._take(failure, descriptors, peer, muted=muted)
             told = _FAILURE
             if self._isolated:
-                self._mount()
-            self._limit()
-            if self._isolated:
+                self._mount(sum(os.fstat(file).st_size for file in files))
                 kernel.drop_privileges(self._user)
             kernel.forbid_new_privileges()
             os.chdir(self._directory)
             source = self._write(files, tests=tests)
+            self._limit()
             os.closerange(_PEER if peer is None else _PEER + 1, _ALL_DESCRIPTORS)
             kernel.install_filter()
             if self._request.kind == "command":
-                for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by this interpreter, so by what it starts
-                    signal.signal(ignored, signal.SIG_DFL)
-                os.execvp(self._request.command[0], self._request.command)
+                self._execute(self._request.command)
         except (OSError, ValueError, MemoryError) as error:
             with suppress(BrokenPipeError):  # the worker was killed
                 os.write(told, f"{type(error).__name__}: {error}".encode()[:4000])
@@ -58,11 +55,23 @@ class Box:
         os.close(_FAILURE)
         programs.run(self._request, RESULT, None if peer is None else socket.socket(fileno=_PEER), source)
 
-    def _mount(self) -> None:
+    def _execute(self, command: list[str]) -> NoReturn:
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # by this interpreter, so by what it starts
+            signal.signal(ignored, signal.SIG_DFL)
+        try:
+            os.execvp(command[0], command)
+        except OSError as error:
+            if os.path.basename(command[0]) not in self._request.files:
+                raise
+            os.write(2, f"{error}\n".encode())  # what the submission was compiled to is no program: its own fault
+            os._exit(126)  # as of a shell
+
+    def _mount(self, given_bytes: int) -> None:
+        """/tmp has room for ``given_bytes`` of files beside the program's own."""
         kernel.unshare(kernel.NEW_NAMESPACE_MOUNTS)
         kernel.mount("", "/", "", kernel.RECURSIVE | kernel.PRIVATE)
         flags = kernel.NO_SETUID | kernel.NO_DEVICES
-        size = f"mode=1777,size={self._request.limits.disk_bytes},nr_inodes=10000"
+        size = f"mode=1777,size={self._request.limits.disk_bytes + given_bytes},nr_inodes=10000"
         kernel.mount("tmpfs", "/tmp", "tmpfs", flags, size)
         kernel.mount("/tmp", "/dev/shm", "", kernel.BIND)
         kernel.mount("proc", "/proc", "proc", flags | kernel.READ_ONLY)
@@ -107,6 +116,8 @@ class Box:
             resource.RLIMIT_CORE: 0,
             resource.RLIMIT_MEMLOCK: 0,
             resource.RLIMIT_MSGQUEUE: 0,
+            resource.RLIMIT_NICE: 0,
+            resource.RLIMIT_RTPRIO: 0,
         }
         if limits.address_bytes is not None:
             values[resource.RLIMIT_AS] = limits.address_bytes

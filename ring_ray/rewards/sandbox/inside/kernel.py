@@ -13,8 +13,9 @@ _SHARE_MEMORY, _SHARE_DESCRIPTORS, _PAUSE = 0x100, 0x400, 34
 _SET_DUMPABLE, _SET_SECCOMP, _DROP_BOUND, _SET_NO_NEW_PRIVS, _AMBIENT = 4, 22, 24, 38, 47
 _CAPABILITIES_VERSION = 0x20080522
 
-# What no program under judgement needs: namespaces, mounts, other processes' memory, the kernel's own doors, and memory
-# that belongs to no process (memfd, System V, message queues), which the memory limit would not see.
+# What no program under judgement needs: namespaces, mounts, other processes' memory, the kernel's own doors, what all
+# share (io_setup), and memory that belongs to no process (memfd, System V, message queues, attributes of files, pages
+# and messages that wait in a pipe or socket), which the memory limit would not see.
 _DENIED = {
     "ptrace": 101, "syslog": 103, "personality": 135, "ustat": 136, "pivot_root": 155, "adjtimex": 159, "chroot": 161,
     "acct": 163, "settimeofday": 164, "mount": 165, "umount2": 166, "swapon": 167, "swapoff": 168, "reboot": 169,
@@ -26,9 +27,12 @@ _DENIED = {
     "userfaultfd": 323, "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428,
     "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "pidfd_getfd": 438,
     "mount_setattr": 442, "quotactl_fd": 443, "memfd_secret": 447, "modify_ldt": 154, "shmget": 29, "semget": 64,
-    "msgget": 68, "socket": 41,
+    "msgget": 68, "socket": 41, "setsockopt": 54, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "io_setup": 206,
+    "vmsplice": 278,
 }  # fmt: skip
-_CLONE, _CLONE3 = 56, 435
+_MMAP, _SOCKETPAIR, _CLONE, _CLONE3 = 9, 53, 56, 435
+_UNIX = 1
+_SHARED, _ANONYMOUS = 0x01, 0x20  # with both, all pages stay as long as one of them is mapped anywhere
 _UNKNOWN = 463  # the first system call that is younger than this list, and has no reader's judgement
 _NAMESPACE_FLAGS = 0x7E020000  # mounts, cgroup, UTS, IPC, user, PIDs, network
 _X86_64 = 0xC000003E
@@ -122,9 +126,17 @@ def seccomp_program() -> bytes:
     program += [(_EQUAL, 0, 1, _CLONE3), refuse(errno.ENOSYS)]  # libc then uses clone, whose flags a filter can see
     for number in sorted(_DENIED.values()):
         program += [(_EQUAL, 0, 1, number), refuse(errno.EPERM)]
-    program += [(_EQUAL, 0, 3, _CLONE), (_LOAD, 0, 0, 16), (_ANY_BIT, 0, 1, _NAMESPACE_FLAGS), refuse(errno.EPERM)]
-    program += [(_RETURN, 0, 0, _ALLOW)]
+    allow, denied = (_RETURN, 0, 0, _ALLOW), refuse(errno.EPERM)
+    program += [(_EQUAL, 0, 4, _CLONE), (_LOAD, 0, 0, _argument(0)), (_ANY_BIT, 0, 1, _NAMESPACE_FLAGS), denied, allow]
+    program += [(_EQUAL, 0, 4, _SOCKETPAIR), (_LOAD, 0, 0, _argument(0)), (_EQUAL, 1, 0, _UNIX), denied, allow]
+    program += [(_EQUAL, 0, 4, _MMAP), (_LOAD, 0, 0, _argument(3))]
+    program += [(_ANY_BIT, 0, 2, _ANONYMOUS), (_ANY_BIT, 0, 1, _SHARED), denied, allow]
     return b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+
+
+def _argument(number: int) -> int:
+    """Where the filter finds the lower half of an argument; no flag is in the upper one."""
+    return 16 + 8 * number
 
 
 def _prctl(option: int, argument: object, argument3: object = 0) -> int:

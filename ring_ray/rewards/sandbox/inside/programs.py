@@ -6,12 +6,13 @@ import gc
 import importlib
 import os
 import signal
+import site
 import socket
 import sys
 import threading
 import traceback
 from types import ModuleType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from ring_ray.rewards.sandbox.inside import unit_tests, values
 from ring_ray.rewards.sandbox.inside.protocol import Request
@@ -30,6 +31,8 @@ COMMON = (
 def import_common() -> None:
     for name in COMMON:
         importlib.import_module(name)
+    for define in (site.setquit, site.setcopyright, site.sethelper):  # exit() and its like, as without -S
+        define()
 
 
 def run(request: Request, result: int, peer: socket.socket | None, tests: bytes | None) -> NoReturn:
@@ -73,12 +76,18 @@ def end(status: int) -> NoReturn:
     try:
         threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
         atexit._run_exitfuncs()
+        _flush(sys.stdout, sys.stderr)  # while there is what the program defined: its own streams may need it
         vars(sys.modules["__main__"]).clear()  # what was never closed is written
-        for stream in {sys.stdout, sys.__stdout__, sys.stderr, sys.__stderr__}:
-            stream.flush()  # type: ignore[union-attr]
+        _flush(sys.__stdout__, sys.__stderr__)
     except BaseException:  # noqa: BLE001  (a program may replace all of these)
         os._exit(status or 120)  # as the interpreter does where its output can't be written
     os._exit(status)
+
+
+def _flush(*streams: TextIO | None) -> None:
+    for stream in streams:
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
 
 
 def load(path: str) -> ModuleType:

@@ -1,13 +1,16 @@
 """Objects in another process, for unit tests: those of the submission in the tests, and functions of the tests there.
 
 A call sends plain values over and plain values come back; anything else stays where it is, and a number stands for it.
+A call that returns None has perhaps changed what it was given, as list.sort does: then that comes back as well.
 """
 
 import builtins
 import json
 import operator
 import socket
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from ring_ray.rewards.sandbox.inside import values
@@ -42,6 +45,7 @@ class Peer:
         self._reader = connection.makefile("r", encoding="utf-8")
         self._writer = connection.makefile("w", encoding="utf-8")
         self._lent = list[object]()
+        self._exception_kinds = dict[str, type[Exception]]()
 
     def number(self, value: object) -> int:
         """What stands for a value that is not plain."""
@@ -51,21 +55,24 @@ class Peer:
         """What such a number stands for."""
         raise NotImplementedError
 
-    def ask(self, number: int, operation: str, *arguments: object, **keywords: object) -> Any:
-        """Raises what the operation raises, as far as its kind is Python's own, and ConnectionError."""
+    def ask(self, number: int, operation: str, /, *arguments: object, **keywords: object) -> Any:
+        """Raises what the operation raises, of a kind as `exception_kind` makes it, and ConnectionError."""
         self._send({"ask": values.dumps((number, operation, arguments, keywords), self.number)})
         while line := self._reader.readline():
             try:
                 message = json.loads(line)
-                question, value, raised = (message.get(name) for name in ("ask", "value", "raised"))
+                question, value, changed, raised = map(message.get, ("ask", "value", "changed", "raised"))
                 if isinstance(value, str):
-                    return values.loads(value, self.meant)
-            except (ValueError, AttributeError, IndexError, RecursionError) as error:
+                    answer = values.loads(value, self.meant)
+                    if answer is None and isinstance(changed, str):
+                        _update([*arguments, *keywords.values()], values.loads(changed, self.meant))
+                    return answer
+            except (ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
                 raise ConnectionError("the other process answered what is no answer") from error
             if isinstance(question, str):
                 self._answer(question)
             elif raised is not None:
-                raise _exception(raised)
+                raise self._raised(raised)
         raise ConnectionError("the other process has ended")
 
     def serve(self) -> None:
@@ -78,26 +85,62 @@ class Peer:
             number, operation, arguments, keywords = values.loads(question, self.meant)
             value = self.OPERATIONS[operation](self.meant(number), *arguments, **keywords)
             answer: dict[str, object] = {"value": values.dumps(value, self.number)}
+            if value is None:
+                answer["changed"] = values.dumps([*arguments, *keywords.values()], self.number)
         except Exception as error:  # noqa: BLE001  (whatever is raised, it is for the one who asked)
-            known = [kind.__name__ for kind in type(error).__mro__ if getattr(builtins, kind.__name__, None) is kind]
-            answer = {"raised": [known[0], str(error)[:1000]]}
+            answer = {"raised": [_ancestry(type(error)), str(error)[:1000]]}
         self._send(answer)
+
+    def exception_kind(self, ancestry: list[str]) -> type[Exception]:
+        """Of such names: Python's own, or one that stands for the other process's, always the same."""
+        name, *bases = ancestry
+        known = getattr(builtins, name, None)
+        if isinstance(known, type) and issubclass(known, Exception):  # never SystemExit
+            return known
+        if name not in self._exception_kinds:
+            self._exception_kinds[name] = type(name, (self.exception_kind(bases),), {})
+        return self._exception_kinds[name]
+
+    def _raised(self, raised: object) -> Exception:
+        match raised:
+            case [list(ancestry), str(message)]:
+                with suppress(ValueError, TypeError, RecursionError):  # no names of exceptions
+                    kind = self.exception_kind(ancestry)
+                    return kind.__new__(kind, message)  # some are initialized with more than a message
+        return ConnectionError("the other process raised what is no exception")
 
     def _send(self, message: dict[str, object]) -> None:
         self._writer.write(json.dumps(message) + "\n")
         self._writer.flush()
 
 
-def _exception(raised: object) -> Exception:
-    match raised:
-        case [str(name), str(message)]:
-            kind = getattr(builtins, name, None)
-            if isinstance(kind, type) and issubclass(kind, Exception):  # never SystemExit
-                return kind(message)
-    return ConnectionError("the other process raised what is no exception")
+def _update(given: Sequence[object], changed: Sequence[object]) -> None:
+    for one, other in zip(given, changed, strict=True):
+        if isinstance(one, list | deque) and isinstance(other, list | deque):
+            one.clear()
+            one.extend(other)
+        elif isinstance(one, dict | set) and isinstance(other, dict | set):
+            one.clear()
+            one.update(other)
 
 
-def _call(target: Any, *arguments: object, **keywords: object) -> object:
+def _ancestry(kind: type) -> list[str]:
+    """Its name and those of what it derives from, up to the first that is Python's own."""
+    names = [ancestor.__name__ for ancestor in kind.__mro__]
+    own = [getattr(builtins, ancestor.__name__, None) is ancestor for ancestor in kind.__mro__]
+    return names[: own.index(True) + 1]  # all derive from `object`
+
+
+def _names(module: object) -> list[tuple[str, list[str]]]:
+    """With the ancestry of those that are kinds of exceptions, else with an empty one."""
+    found = {name: value for name, value in vars(module).items() if not name.startswith("__")}
+    return [
+        (name, _ancestry(value) if isinstance(value, type) and issubclass(value, Exception) else [])
+        for name, value in found.items()
+    ]
+
+
+def _call(target: Any, /, *arguments: object, **keywords: object) -> object:
     return target(*arguments, **keywords)
 
 
@@ -110,9 +153,10 @@ class SubmissionPeer(Peer):
         "call": _call,
         "get": getattr,
         "set": setattr,
-        "names": lambda module: [name for name in vars(module) if not name.startswith("__")],
+        "names": _names,
         "equal": lambda target, other: bool(target == other),
         "contains": operator.contains,
+        "isinstance": lambda kind, item: isinstance(item, kind),
         "exit": lambda target: type(target).__exit__(target, None, None, None),
     }
 
@@ -136,7 +180,7 @@ class TestsFunction:
     def __init__(self, peer: Peer, number: int) -> None:
         self._peer, self.number = peer, number
 
-    def __call__(self, *arguments: object, **keywords: object) -> Any:
+    def __call__(self, /, *arguments: object, **keywords: object) -> Any:
         return self._peer.ask(self.number, "call", *arguments, **keywords)
 
 
@@ -168,7 +212,7 @@ class Remote:
     def __init__(self, peer: TestsPeer, number: int) -> None:
         self.__dict__.update(_remote_peer=peer, _remote_number=number)
 
-    def __call__(self, *arguments: object, **keywords: object) -> Any:
+    def __call__(self, /, *arguments: object, **keywords: object) -> Any:
         return self._remote_peer.ask(self._remote_number, "call", *arguments, **keywords)
 
     def __getattr__(self, name: str) -> Any:
@@ -184,6 +228,12 @@ class Remote:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Remote) and self._remote_peer.ask(self._remote_number, "equal", other) is True
+
+    def __instancecheck__(self, item: object) -> bool:
+        return isinstance(item, Remote) and self._remote_peer.ask(self._remote_number, "isinstance", item) is True
+
+    def __mro_entries__(self, _: object) -> tuple[type, ...]:
+        raise UnsupportedError("a test derives a class from one of the submission's")
 
     def __exit__(self, *_: object) -> None:
         """What went wrong in the block is not the submission's to know, nor to forgive."""

@@ -42,17 +42,50 @@ def _read(source: bytes) -> ast.Module:
     except (SyntaxError, ValueError, RecursionError) as error:
         raise UnsupportedError(f"the tests are no Python: {error}") from error
     for node in ast.walk(tests):
-        match node:
-            case ast.Import(names=names):
-                imported = [alias.name for alias in names]
-            case ast.ImportFrom(module=str(name)):
-                imported = [name]
-            case _:
-                continue
-        for root in (name.partition(".")[0] for name in imported):
+        for root in _imported(node):
             if root not in _SOLUTION and importlib.util.find_spec(root) is None:
                 raise UnsupportedError(f"the tests import {root}: there is only the standard library")
+        if name := _replaced(node):
+            raise UnsupportedError(f"the tests use {name}, which replaces nothing in the submission's process")
+    if not any(map(_is_run, tests.body)):
+        raise UnsupportedError("nothing in the tests is ever run")
     return tests
+
+
+def _imported(node: ast.AST) -> list[str]:
+    """Modules, without their packages' parts."""
+    match node:
+        case ast.Import(names=names):
+            return [alias.name.partition(".")[0] for alias in names]
+        case ast.ImportFrom(module=str(name)):
+            return [name.partition(".")[0]]
+    return []
+
+
+def _replaced(node: ast.AST) -> str | None:
+    """By what the tests would see or change how the submission talks to the outside."""
+    match node:
+        case ast.alias(name="patch" | "redirect_stdout" | "redirect_stderr" as name):
+            return name
+        case ast.Attribute(value=ast.Name(id="mock") | ast.Attribute(attr="mock"), attr="patch" as name):
+            return name
+        case ast.Attribute(value=ast.Name(id="contextlib"), attr="redirect_stdout" | "redirect_stderr" as name):
+            return name
+        case ast.Attribute(value=ast.Name(id="sys"), attr="stdin" | "stdout" as name, ctx=ast.Store()):
+            return name
+    return None
+
+
+def _is_run(statement: ast.stmt) -> bool:
+    """Whether it may test anything, by itself or by its name; a class may be a TestCase."""
+    match statement:
+        case ast.FunctionDef(name=name):
+            return name.startswith("test")
+        case ast.ClassDef(bases=bases):
+            return bool(bases)
+        case ast.Expr(value=ast.Constant()):
+            return False
+    return not isinstance(statement, ast.Import | ast.ImportFrom | ast.Assign | ast.AnnAssign | ast.AsyncFunctionDef)
 
 
 def _module(peer: TestsPeer, tests: ast.Module) -> ModuleType:
@@ -60,12 +93,16 @@ def _module(peer: TestsPeer, tests: ast.Module) -> ModuleType:
     mentioned = {node.id for node in ast.walk(tests) if isinstance(node, ast.Name)}
     meant = _names_of_the_submission(tests)
     solution, module = ModuleType("solution"), ModuleType("__main__")
-    for name in map(str, peer.ask(SUBMISSION, "names")):
-        if name not in sys.stdlib_module_names or name in meant:
+    for name, ancestry in peer.ask(SUBMISSION, "names"):
+        if ancestry:
+            vars(solution)[name] = peer.exception_kind(ancestry)
+        elif name not in sys.stdlib_module_names or name in meant:
             vars(solution)[name] = peer.ask(SUBMISSION, "get", name)
         elif name in mentioned:
             vars(solution)[name] = importlib.import_module(name)
-    sys.modules.update(dict.fromkeys(_SOLUTION, solution), __main__=module)
+    # `import *` would replace what the tests have imported from elsewhere; the other names they have already.
+    vars(solution)["__all__"] = []
+    sys.modules.update(dict.fromkeys(_SOLUTION, solution), __main__=module, __tests__=module)
     vars(module).update(
         {name: value for name, value in vars(solution).items() if not hasattr(builtins, name)},
         __name__="__tests__",
@@ -92,6 +129,8 @@ def _run(defined: list[tuple[str, object]]) -> None:
     """The tests in ``defined``: nothing of the submission's is a function or a class in this process."""
     for name, value in defined:
         if name.startswith("test") and inspect.isfunction(value):
+            if inspect.iscoroutinefunction(value) or inspect.isgeneratorfunction(value):
+                raise UnsupportedError(f"{name} does nothing when it is called: it may not be async, nor yield")
             if inspect.signature(value).parameters:
                 raise UnsupportedError(f"{name} has parameters: there is nobody to give them")
             value()

@@ -94,7 +94,7 @@ class Worker:
             process = os.fork()
             if process == 0:
                 try:
-                    self._channel.detach()  # its number will be another descriptor's
+                    self._channel.close()
                     user = self._users[number] if self._users else None
                     Box(request, user, directory, self._isolated).run(failure, descriptors, peer, tests=tests)
                 finally:
@@ -153,11 +153,13 @@ def _read(pipe: int) -> str:
 
 
 def memory_bytes(process: str) -> int:
-    """Memory that is not a file's; pages shared by fork count in each process, so the sum is never too small."""
+    """Memory that is not a file's, and the tables of its pages, which can be larger by far: reading what was never
+    written takes nothing else. Pages shared by fork count in each process, so the sum is never too small.
+    """
     with suppress(OSError):  # it has just ended
         with open(f"/proc/{process}/status") as status:
             fields = dict(line.split(":", 1) for line in status)
-        names = ("RssAnon", "RssShmem", "VmSwap")
+        names = ("RssAnon", "RssShmem", "VmSwap", "VmPTE", "HugetlbPages")
         return 1024 * sum(int(fields[name].split()[0]) for name in names if name in fields)
     return 0
 
