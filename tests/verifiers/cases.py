@@ -1,5 +1,6 @@
 """What a case is, and how answers are changed."""
 
+import atexit
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ring_ray.rewards.registry import Verifiers
 from ring_ray.types import Prompt, Reward
 
 VERIFIERS = Verifiers(RewardConfig())
+atexit.register(VERIFIERS.close)  # they may have a sandbox
 NOISE = ["", "0", "7", "-", ".", ",", " ", "\n", "(", "]", "{", "\\", "%", "<", "|", "Q", "_", "é", "\0", "٣", "\ufffd"]
 
 

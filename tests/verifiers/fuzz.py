@@ -8,6 +8,7 @@ reached, or run into its time limit. A hang ends the command with its stack. Exi
 """
 
 import argparse
+import atexit
 import faulthandler
 import random
 import sys
@@ -24,6 +25,7 @@ from tests.verifiers.cases import Problem, judge, mutated, noise
 from tests.verifiers.problems import MAKERS, PARTIAL
 
 VERIFIERS = Verifiers(RewardConfig(timeout_seconds=1.0))
+atexit.register(VERIFIERS.close)  # they may have a sandbox
 HANG_SECONDS = 60.0  # of one verdict
 PROBLEMS = 30  # of each verifier, which its cases are taken from, ten of each at least
 
