@@ -6,6 +6,7 @@ from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from ring_ray.report.groups import PALETTE
 from ring_ray.report.pictures import SMOOTHED_STEPS, STEPS, Picture, label_axes, moving_mean, render
@@ -34,9 +35,13 @@ def domain_pictures(run: Run) -> list[Picture]:
         ),
         render(
             "Verdict time by domain",
-            f"{run.name}: solid: the median. Dashed: what 99 % of the verdicts stay below.",
+            f"{run.name}: solid: the median. Dashed: what 99 % of the verdicts stay below.{smoothed}",
             partial(
-                draw, names=("perf/{}/verdict_seconds_p50", "perf/{}/verdict_seconds_p99"), unit="seconds", log=True
+                draw,
+                names=("perf/{}/verdict_seconds_p50", "perf/{}/verdict_seconds_p99"),
+                unit="time",
+                window=window,
+                log=True,
             ),
         ),
     ]
@@ -65,3 +70,12 @@ def _draw(axes: Axes, run: Run, names: Sequence[str], unit: str, window: int = 1
     if log:
         axes.set_yscale("log")
         axes.autoscale(axis="y")
+        _in_seconds(axes)
+
+
+def _in_seconds(axes: Axes) -> None:
+    """Labels such as 10 ms, between powers of ten where there are too few of those. By default they would be TeX."""
+    lowest, highest = axes.get_ylim()
+    units = EngFormatter("s", sep=" ")
+    axes.yaxis.set_major_formatter(units)
+    axes.yaxis.set_minor_formatter(units if highest < 10 * lowest else NullFormatter())

@@ -327,6 +327,14 @@ def test_domains_are_those_of_any_step(tmp_path: Path) -> None:
         assert all(f">{domain}</text>" in picture.svg for domain in run.domains)
 
 
+def test_verdict_times_have_units_and_no_tex(run: Path) -> None:
+    (read,), _ = read_runs([run])
+    *_, times = domain_pictures(read)
+    assert times.title == "Verdict time by domain"
+    assert re.search(r">\d+ [mµ]?s</text>", times.svg)
+    assert "$" not in times.svg
+
+
 def test_a_run_without_domains_has_no_pictures_of_them(run: Path) -> None:
     (read,), _ = read_runs([run])
     plain = [{name: value for name, value in row.items() if not name.startswith("reward/")} for row in read.rows]
