@@ -35,14 +35,16 @@ async def judge(path: Path, config: SandboxConfig) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("file", type=Path, metavar="FILE", help="docs/sandbox.md says what a problem holds")
+    parser.add_argument("file", type=Path, metavar="FILE", help="JSONL; docs/sandbox.md says what a problem holds")
     parser.add_argument("--workers", type=int, default=SandboxConfig().workers, help="programs that run at a time")
     parser.add_argument("--unsafe-without-isolation", action="store_true", help="DANGEROUS: run code as this user")
     arguments = parser.parse_args()
     try:
         config = SandboxConfig(workers=arguments.workers, unsafe_without_isolation=arguments.unsafe_without_isolation)
         asyncio.run(judge(arguments.file, config))
-    except (OSError, UnicodeDecodeError, ProblemError, ConfigError) as error:
+    except (UnicodeDecodeError, ProblemError) as error:
+        sys.exit(f"error: {arguments.file}: {error}")
+    except (OSError, ConfigError) as error:
         sys.exit(f"error: {error}")
 
 

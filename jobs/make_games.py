@@ -2,6 +2,7 @@
 
 import argparse
 from itertools import product
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ LEVELS = ("easy", "medium", "hard")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("file", metavar="FILE.parquet", help="file to write")
+    parser.add_argument("file", type=Path, metavar="FILE.parquet", help="file to write")
     parser.add_argument(
         "--games", nargs="+", choices=sorted(GAMES), default=sorted(GAMES), metavar="GAME", help="which"
     )
@@ -25,6 +26,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.size < 1 or arguments.seed < 0:
         parser.error("--size must be at least 1, and --seed not negative")
+    if arguments.file.suffix != ".parquet":
+        parser.error(f"{arguments.file}: must end in .parquet")
+    if not arguments.file.parent.is_dir():
+        parser.error(f"{arguments.file}: no such directory")
     kinds = list(product(arguments.games, arguments.levels))
     puzzles = (row for game, level in kinds for row in generate(game, level, seed=arguments.seed, size=arguments.size))
     rows = list(track(puzzles, description="puzzles", total=len(kinds) * arguments.size))

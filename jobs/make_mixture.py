@@ -22,6 +22,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.size < 1 or arguments.seed < 0:
         parser.error("--size must be at least 1, and --seed not negative")
+    if arguments.directory.exists() and not arguments.directory.is_dir():
+        parser.error(f"{arguments.directory}: is no directory")
     size, seed = arguments.size, arguments.seed
     sums = (
         {

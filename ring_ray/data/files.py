@@ -28,7 +28,7 @@ def read_rows(path: str, key: str, data: DataConfig, verifiers: Collection[str])
 def _read_file(path: str, key: str, data: DataConfig, verifiers: Collection[str]) -> list[Row]:
     file = Path(path)
     if not os.path.isfile(path):
-        raise DataError(f"{key}={path!r}: no such file")
+        raise DataError(f"{key}={path!r}: no such file or directory")
     if file.suffix not in _READERS:
         raise DataError(f"{key}={path!r}: must end in {', '.join(_READERS)}")
     records = _READERS[file.suffix](file)

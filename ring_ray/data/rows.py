@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from reprlib import repr as shortened
 from typing import TypeAlias
 
-from ring_ray.config import DataConfig
+from ring_ray.config import DataConfig, did_you_mean
 
 Message: TypeAlias = dict[str, str]  # role, content
 
@@ -46,7 +46,8 @@ def parse_row(record: object, where: str, data: DataConfig, verifiers: Collectio
         answer = str(answer)
     verifier = _text(_given(record, "verifier", data.verifier), f"{where}: verifier")
     if verifier not in verifiers:
-        raise DataError(f"{where}: verifier={shortened(verifier)}: must be one of {', '.join(sorted(verifiers))}")
+        known = f"must be one of {', '.join(sorted(verifiers))}, or an entry of reward.verifiers"
+        raise DataError(f"{where}: verifier={shortened(verifier)}: {known}{did_you_mean(verifier, verifiers)}")
     demonstration = _given(record, "demonstration", "")
     return Row(
         id=where,

@@ -55,7 +55,8 @@ def _own(name: str, path: str) -> Factory:
     try:
         factory = pkgutil.resolve_name(path)
     except Exception as error:  # its module may do anything
-        raise ConfigError(f"{said}: can't be imported: {type(error).__name__}: {error}") from error
+        hint = "; is its directory in PYTHONPATH?" if isinstance(error, ModuleNotFoundError) else ""
+        raise ConfigError(f"{said}: can't be imported: {type(error).__name__}: {error}{hint}") from error
     if not callable(factory):
         raise ConfigError(f"{said}: must be a class, or a function that makes a verifier, as package.module:Class")
 
@@ -96,7 +97,10 @@ class Verifiers:
     def check(self, prompts: Iterable[Prompt]) -> None:
         """Raises `ConfigError` for the first prompt whose responses could not be judged."""
         for prompt in prompts:
-            verifier = self.get(prompt.verifier)
+            try:
+                verifier = self.get(prompt.verifier)
+            except ConfigError as error:
+                raise ConfigError(f"{error} (verifier={prompt.verifier!r} of {prompt.id})") from error
             try:
                 if isinstance(verifier, GroupVerifier):
                     verifier.check(prompt)

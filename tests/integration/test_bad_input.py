@@ -120,7 +120,8 @@ def test_code_that_can_not_be_judged(
 @pytest.mark.parametrize(("verifier", "key"), [("judge", "reward.judge.url"), ("reward_model", "reward.model.url")])
 def test_a_verifier_that_needs_a_server(refused: Refused, tmp_path: Path, model: Path, verifier: str, key: str) -> None:
     questions = [json.dumps({"prompt": f"Why {number}?", "answer": "so", "verifier": verifier}) for number in range(40)]
-    refused(f"{key}=None", SMALL, "data=jsonl", rows(tmp_path / "problems.jsonl", *questions), f"model.path={model}")
+    data = rows(tmp_path / "problems.jsonl", *questions)
+    refused(f"{key}=None: must be the address of a server", SMALL, "data=jsonl", data, f"model.path={model}")
 
 
 def test_model_without_a_tokenizer(refused: Refused, tmp_path: Path, model: Path) -> None:

@@ -68,6 +68,26 @@ def test_right_and_wrong(language: str, judge: Judge, run: Run) -> None:
 def test_what_does_not_compile_is_wrong(language: str, judge: Judge, run: Run) -> None:
     reward = run(judge.judge(Problem(language=language, tests=TESTS), "this is } no program"))  # type: ignore[arg-type]
     assert (reward.score, reward.verdict) == (0.0, Verdict.WRONG)
+    assert "error" in reward.reason.casefold()
+
+
+@pytest.mark.parametrize(
+    ("language", "source", "said"),
+    [
+        ("python", "def f():\n    raise ValueError('no')\nf()", "ValueError: no"),
+        ("cpp", '#include <stdexcept>\nint main() { throw std::runtime_error("no"); }', "std::runtime_error"),
+        (
+            "java",
+            'public class Main { public static void main(String[] words) { throw new RuntimeException("no"); } }',
+            "RuntimeException: no",
+        ),
+    ],
+)
+def test_the_reason_says_what_a_program_raised(language: str, source: str, said: str, judge: Judge, run: Run) -> None:
+    reward = run(judge.judge(Problem(language=language, tests=TESTS), source))  # type: ignore[arg-type]
+    assert reward.verdict is Verdict.WRONG
+    assert reward.reason.startswith("test 1 of 3: ended ")
+    assert said in reward.reason
 
 
 @pytest.mark.parametrize(
@@ -102,7 +122,8 @@ def test_a_program_that_the_kernel_refuses_is_wrong(judge: Judge, run: Run) -> N
     """The name of its loader must end in a zero."""
     source = 'extern const char loader[] __attribute__((section(".interp"), used)) = {1};\nint main() {}'
     reward = run(judge.judge(Problem(language="cpp", tests=[StreamTest()]), source))
-    assert (reward.verdict, reward.reason) == (Verdict.WRONG, "test 1 of 1: ended with exit status 126")
+    assert reward.verdict is Verdict.WRONG
+    assert reward.reason.startswith("test 1 of 1: ended with exit status 126")
 
 
 def test_page_tables_are_memory(judge: Judge, run: Run) -> None:
@@ -188,6 +209,14 @@ def test_calls(source: str, returns: object, right: bool, judge: Judge, run: Run
     problem = Problem(calls=[CallTest(arguments=[3], returns=returns)], entry="f")
     reward = run(judge.judge(problem, source))
     assert reward.verdict is (Verdict.CORRECT if right else Verdict.WRONG), reward.reason
+
+
+def test_the_reason_says_briefly_what_was_returned(judge: Judge, run: Run) -> None:
+    problem = Problem(calls=[CallTest(arguments=[3], returns=9)], entry="f")
+    assert run(judge.judge(problem, "def f(x): return x")).reason == "test 1 of 1: f returns 3, not 9"
+    nested = "def f(x):\n    for _ in range(6): x = [x] * 6\n    return x"
+    assert run(judge.judge(problem, nested)).reason.startswith("test 1 of 1: f returns [[[[[[")
+    assert len(run(judge.judge(problem, nested)).reason) < 200
 
 
 CHECKERS = {
@@ -276,7 +305,7 @@ def test_the_offline_command(tmp_path: Path) -> None:
     path.write_text(json.dumps({"problem": {"tests": []}, "source": ""}))
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert refused.returncode == 1
-    assert "line 1: tests, calls, unit_tests" in refused.stderr
+    assert "submissions.jsonl: line 1: tests, calls, unit_tests" in refused.stderr
 
 
 def test_a_program_has_no_rights(sandbox: Sandbox, run: Run) -> None:

@@ -129,7 +129,11 @@ def test_eval_path_with_every_training_prompt(write: Write) -> None:
         ({"prompt": "a", "answer": "1", "domain": 3}, r"train.jsonl:3: domain must be a string, found int 3"),
         (
             {"prompt": "a", "answer": "1", "verifier": "code"},
-            r"train.jsonl:3: verifier='code': must be one of integer, math",
+            r"train.jsonl:3: verifier='code': must be one of integer, math, or an entry of reward.verifiers$",
+        ),
+        (
+            {"prompt": "a", "answer": "1", "verifier": "maths"},
+            r"train.jsonl:3: verifier='maths': must be one of .*; did you mean math\?$",
         ),
         (
             {"prompt": "a" * 64, "answer": "1"},

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,14 @@ def test_worked_programs_give_what_the_tests_expect(
             monkeypatch.setattr("sys.stdin", io.StringIO(test["input"]))
             exec(source, {})
             assert capsys.readouterr().out == test["output"], row
+
+
+def test_exercises_need_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (file := tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["make_mixture.py", str(file)])
+    with pytest.raises(SystemExit):
+        make_mixture()
+    assert "file: is no directory" in capsys.readouterr().err
 
 
 def test_the_experiment_trains_on_what_the_command_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,6 +195,18 @@ def test_pre_generated_puzzles(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, c
     assert f"{len(rows)} distinct puzzles of 10" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("games.jsonl", "must end in .parquet"), ("no/games.parquet", "no such directory")]
+)
+def test_puzzles_that_nothing_could_read_are_not_made(
+    name: str, said: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["make_games.py", str(tmp_path / name)])
+    with pytest.raises(SystemExit):
+        make_games()
+    assert f"{name}: {said}" in capsys.readouterr().err
+
+
 def test_a_name_that_is_only_like_a_name_names_nobody() -> None:
     """A dotless i counts for an i where case is ignored."""
     knights = Knights({"Victoria": True}, ("knight", "knave"))

@@ -31,12 +31,15 @@ def own(verifier: str) -> Verifiers:
 
 def test_the_example_of_the_page_judges_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (source,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    (override,) = re.findall(r"train\.py .*'(reward\.verifiers=.*)'$", PAGE, re.MULTILINE)
-    (row,) = re.findall(r"^echo '(.*)' >> problems\.jsonl$", PAGE, re.MULTILINE)
+    (override,) = re.findall(r"train\.py .*'(reward\.verifiers=.*)' \\$", PAGE, re.MULTILINE)
+    rows = re.findall(r"^echo '(.*)' >> problems\.jsonl$", PAGE, re.MULTILINE)
     (tmp_path / "my_rewards.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     config = composed([override])
-    read = parse_row(json.loads(row), "problems.jsonl:1", config.data, factories(config.reward))
+    read, other = (
+        parse_row(json.loads(row), "problems.jsonl:1", config.data, factories(config.reward)) for row in rows
+    )
+    assert read.text != other.text, "a run needs two prompts"
     asked = replace(ASKED, verifier=read.verifier, answer=read.answer)
     verifiers = Verifiers(config.reward)
     verifiers.check([asked])
@@ -131,7 +134,10 @@ class Particular:
     ("path", "why"),
     [
         ("", "can't be imported: ValueError"),
-        ("no_such_module:Polite", "can't be imported: ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            "no_such_module:Polite",
+            "can't be imported: ModuleNotFoundError: No module named 'no_such_module'; .*PYTHONPATH",
+        ),
         (f"{__name__}:Rude", "can't be imported: AttributeError: .*Rude"),
         (f"{__name__}:NUMBER", "must be a class, or a function"),
     ],
@@ -159,7 +165,7 @@ def test_a_name_is_given_once() -> None:
     [
         ("forgetful", r"^reward\.verifiers\.own=.*: makes no verifier, but NoneType"),
         ("Unfinished", r"^reward\.verifiers\.own=.*: can't be made from the config: TypeError: .*seconds"),
-        ("Particular", r"^reward\.tolerance=0\.01: too coarse"),
+        ("Particular", rf"^reward\.tolerance=0\.01: too coarse \(verifier='own' of {re.escape(ASKED.id)}\)"),
     ],
 )
 def test_what_makes_no_verifier_is_refused_where_the_data_asks_for_it(name: str, why: str) -> None:

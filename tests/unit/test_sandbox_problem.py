@@ -13,6 +13,7 @@ import pytest
 from ring_ray.config import ConfigError, SandboxConfig
 from ring_ray.rewards.code import last_code_block
 from ring_ray.rewards.sandbox import isolation
+from ring_ray.rewards.sandbox.batch import read_submission
 from ring_ray.rewards.sandbox.execution import Ending, conclude, program_limits
 from ring_ray.rewards.sandbox.inside import kernel
 from ring_ray.rewards.sandbox.inside.protocol import Answer, Limits, Request
@@ -27,13 +28,17 @@ LIMITS: Limits = program_limits(SandboxConfig(output_mib=1))
         ({}, "exactly one"),
         ({"tests": [{}], "unit_tests": "assert True"}, "exactly one"),
         ({"tests": [{"inputs": "1"}]}, "inputs"),
-        ({"language": "perl", "tests": [{}]}, "language"),
+        ({"language": "perl", "tests": [{}]}, r"language`: must be one of python, cpp, java$"),
+        (
+            {"tests": [{}], "checker": {"language": "c", "source": ""}},
+            r"checker\.language`: must be one of python, cpp",
+        ),
         ({"language": "cpp", "unit_tests": "assert True"}, "only for Python"),
         ({"calls": [{"arguments": [1], "returns": 1}]}, "entry"),
         ({"tests": [{}], "entry": "f"}, "entry"),
         ({"tests": [{}], "cpu_seconds": 0}, "cpu_seconds"),
         ({"tests": [{}], "memory_mib": -1}, "memory_mib"),
-        ({"tests": [{}], "comparison": "fuzzy"}, "comparison"),
+        ({"tests": [{}], "comparison": "fuzzy"}, r"comparison`: must be one of exact, lines, tokens, floats$"),
     ],
 )
 def test_a_bad_problem_is_refused_by_name(fields: dict[str, object], message: str) -> None:
@@ -45,6 +50,22 @@ def test_a_bad_problem_is_refused_by_name(fields: dict[str, object], message: st
 def test_what_is_no_problem_is_refused(text: str) -> None:
     with pytest.raises(ProblemError):
         read_problem(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("print(1)", "line 3: each line must be one JSON object: Expecting value"),
+        ("[]", "line 3: must be an object with the fields problem and source"),
+        ('{"problem": {}}', "line 3: no field 'source'"),
+        ('{"source": ""}', "line 3: no field 'problem'"),
+        ('{"problem": {}, "source": 1}', "line 3: source must be text"),
+        ('{"problem": {}, "source": ""}', "line 3: tests, calls, unit_tests"),
+    ],
+)
+def test_a_bad_submission_is_refused_by_its_line(line: str, message: str) -> None:
+    with pytest.raises(ProblemError, match=f"^{message}"):
+        read_submission(line, 3)
 
 
 @pytest.mark.parametrize("name", ["workers", "memory_mib", "cpu_seconds", "processes", "output_mib"])

@@ -33,7 +33,7 @@ class Endpoint:
 
     def __init__(self, config: EndpointConfig, section: str) -> None:
         """``section`` is what the keys of ``config`` begin with. Raises `ConfigError` where they name no server."""
-        require(config.url is not None, f"{section}.url", config.url, "is needed by the verifier that rows name")
+        require(config.url is not None, f"{section}.url", config.url, "must be the address of a server")
         self._config, self._section = config, section
         key = os.environ.get(config.api_key_variable, "").strip()  # of the newline that ends a secret's file
         self._client = AsyncOpenAI(

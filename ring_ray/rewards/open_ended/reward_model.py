@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ring_ray.config import LengthConfig, RewardModelConfig
+from ring_ray.config import LengthConfig, RewardModelConfig, require
 from ring_ray.rewards.base import failed
 from ring_ray.rewards.open_ended.classifier import SequenceClassifier, check_classifier
 from ring_ray.rewards.open_ended.endpoint import Body, Endpoint, UnreadableAnswerError
@@ -48,6 +48,8 @@ class ServedRewardModel(OpenEndedVerifier):
     def __init__(self, config: RewardModelConfig, length: LengthConfig) -> None:
         """Raises `ConfigError` where the config names no server."""
         super().__init__(config, length)
+        where = "must be the address of a server; or reward.model.path a model's directory"
+        require(config.url is not None, "reward.model.url", config.url, where)
         self._config, self._endpoint = config, Endpoint(config, "reward.model")
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ async def judge_lines(lines: Iterable[str], config: SandboxConfig) -> AsyncItera
         judge = Judge(sandbox, config)
         try:
             for number, line in enumerate(lines, 1):
-                running[asyncio.create_task(judge.judge(*_submission(line, number)))] = number
+                running[asyncio.create_task(judge.judge(*read_submission(line, number)))] = number
                 while len(running) >= 2 * config.workers:
                     for done in (await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED))[0]:
                         yield running.pop(done), done.result()
@@ -34,15 +34,20 @@ async def judge_lines(lines: Iterable[str], config: SandboxConfig) -> AsyncItera
             await asyncio.gather(*running, return_exceptions=True)
 
 
-def _submission(line: str, number: int) -> tuple[Problem, str]:
+def read_submission(line: str, number: int) -> tuple[Problem, str]:
+    """Raises `ProblemError`, which names the line."""
     try:
         row = json.loads(line)
-        problem, source = row["problem"], row["source"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ProblemError(f"line {number}: must be an object with the fields problem and source") from error
-    if not isinstance(source, str):
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(f"line {number}: each line must be one JSON object: {error}") from error
+    if not isinstance(row, dict):
+        raise ProblemError(f"line {number}: must be an object with the fields problem and source")
+    for field in ("problem", "source"):
+        if field not in row:
+            raise ProblemError(f"line {number}: no field {field!r}: there must be problem and source")
+    if not isinstance(row["source"], str):
         raise ProblemError(f"line {number}: source must be text")
     try:
-        return read_problem(json.dumps(problem)), source
+        return read_problem(json.dumps(row["problem"])), row["source"]
     except ProblemError as error:
         raise ProblemError(f"line {number}: {error}") from error

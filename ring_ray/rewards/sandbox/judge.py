@@ -1,6 +1,7 @@
 """A submission against a problem's tests: 1 where all pass, else 0. Decided here, outside the sandbox."""
 
 import asyncio
+import reprlib
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -61,7 +62,7 @@ class Judge:
                 verdict = await self._run(problem, files, test)
             if verdict.verdict is not Verdict.CORRECT:
                 return replace(verdict, reason=f"test {number} of {len(tests)}: {verdict.reason}")
-        return correct(f"passes all {len(tests)} tests")
+        return correct(f"passes all {len(tests)} tests" if len(tests) > 1 else "passes the test")
 
     async def _files(self, language: str, source: str, harness: str = "") -> dict[str, bytes] | Reward:
         """What is run: the source, or what a compiler makes of it; or why that can't be had."""
@@ -71,7 +72,7 @@ class Judge:
         if compiled.ending is Ending.DONE:
             return {PROGRAM: compiled.result}
         if compiled.ending is Ending.CRASHED:
-            return wrong(f"does not compile: {_first_line(compiled.stderr)}")
+            return wrong(f"does not compile: {_first_error(compiled.stderr)}")
         return _not_done(compiled)
 
     def _limits(self, problem: Problem) -> Limits:
@@ -119,10 +120,13 @@ class Judge:
         if len(run.result) > _LONGEST_RESULT:
             return wrong(f"{problem.entry} returns more than {_LONGEST_RESULT >> 20} MiB")
         try:
-            same = same_value(values.as_json(run.result), test.returns, problem.tolerance)
+            returned = values.as_json(run.result)
+            same = same_value(returned, test.returns, problem.tolerance)
         except (values.NotPlainError, RecursionError) as error:
             return wrong(f"{problem.entry} returns {error}")
-        return correct("right") if same else wrong(f"{problem.entry} does not return {shorten(repr(test.returns))}")
+        if same:
+            return correct("right")
+        return wrong(f"{problem.entry} returns {_brief(returned)}, not {_brief(test.returns)}")
 
     async def _unit_tests(self, problem: Problem, source: str) -> Reward:
         files = test_files(source, problem.unit_tests)
@@ -136,9 +140,14 @@ class Judge:
         return correct("passes the unit tests") if run.result == PASSED else wrong("the unit tests did not end")
 
 
-def _first_line(text: bytes) -> str:
+def _brief(value: object) -> str:
+    return reprlib.repr(value)[:100]
+
+
+def _first_error(text: bytes) -> str:
+    """Of a compiler: g++ begins with where it is."""
     lines = text[:_MOST_READ].decode("utf-8", "replace").strip().splitlines()
-    return shorten(lines[0], 200) if lines else ""
+    return shorten(next((line for line in lines if "error" in line), lines[0]), 200) if lines else ""
 
 
 def _last_line(text: bytes) -> str:
@@ -146,5 +155,14 @@ def _last_line(text: bytes) -> str:
     return shorten(lines[-1], 200) if lines else ""
 
 
+def _exception(text: bytes) -> str:
+    """The last line that stands out: what is set in belongs to it, such as Java's stack."""
+    lines = text[-_MOST_READ:].decode("utf-8", "replace").splitlines()
+    return next((shorten(line, 200) for line in reversed(lines) if line.strip() and not line[0].isspace()), "")
+
+
 def _not_done(run: Execution) -> Reward:
-    return failed(run.reason) if run.ending is Ending.FAILED else wrong(run.reason)
+    if run.ending is Ending.FAILED:
+        return failed(run.reason)
+    said = _exception(run.stderr) if run.ending is Ending.CRASHED else ""
+    return wrong(f"{run.reason}: {said}" if said else run.reason)

@@ -1,12 +1,15 @@
 """What a row of data says about a problem of programming, checked when it is read."""
 
 import json
-from typing import Any
+import re
+from typing import Any, get_args
 
 import msgspec
 
 from ring_ray.rewards.sandbox.compare import COMPARISONS, Comparison
 from ring_ray.rewards.sandbox.languages import Language
+
+_CHOICES = {"language": get_args(Language), "comparison": COMPARISONS}
 
 
 class ProblemError(ValueError):
@@ -59,7 +62,7 @@ def read_problem(text: str) -> Problem:
     try:
         problem = msgspec.convert(json.loads(text), Problem)
     except (ValueError, msgspec.ValidationError, RecursionError) as error:
-        raise ProblemError(f"a problem of programming can't be read: {error}") from error
+        raise ProblemError(f"a problem of programming can't be read: {error}{_choices(str(error))}") from error
     kinds = [name for name in ("tests", "calls", "unit_tests") if getattr(problem, name)]
     if len(kinds) != 1:
         raise ProblemError(f"tests, calls, unit_tests: there must be exactly one of them, not {kinds or 'none'}")
@@ -67,10 +70,14 @@ def read_problem(text: str) -> Problem:
         raise ProblemError(f"{kinds[0]}: only for Python; in {problem.language}, a harness calls the submission")
     if bool(problem.calls) != bool(problem.entry):
         raise ProblemError(f"entry={problem.entry!r}: calls need it, and only they do")
-    if problem.comparison not in COMPARISONS:
-        raise ProblemError(f"comparison={problem.comparison!r}: must be one of {', '.join(COMPARISONS)}")
     for name in ("tolerance", "cpu_seconds", "memory_mib"):
         value = getattr(problem, name)
         if value is not None and not 0 < value < 1e6:
             raise ProblemError(f"{name}={value!r}: must be above 0 and below 1e6")
     return problem
+
+
+def _choices(message: str) -> str:
+    """The end of msgspec's ``message`` about a value that is none of a few: those few, which it leaves out."""
+    field = re.search(r"^Invalid enum value .* at `\$[\w.]*?(\w+)`$", message, re.DOTALL)
+    return f": must be one of {', '.join(_CHOICES[field[1]])}" if field else ""
