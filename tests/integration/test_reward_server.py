@@ -1,5 +1,6 @@
 """The reward model and the judge behind real vLLM servers of tiny models, on loopback."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from ring_ray.rewards.base import Response
 from ring_ray.rewards.open_ended.reward_model import ServedRewardModel, opinion
 from ring_ray.rewards.registry import Verifiers
 from ring_ray.types import Verdict
+from tests.integration.commands import train
+from tests.integration.test_train import SMALL, assert_balanced, read_steps
 from tests.integration.vllm_server import Server, vllm_server
 from tests.unit.reward_models import make_tiny_reward_model, scores_of_transformers
 from tests.unit.test_open_ended import prompt
@@ -118,3 +121,42 @@ def test_a_judge_that_is_held_to_the_form_gives_scores(
         assert 0 <= reward.score <= 1
     again = verifiers.judge(prompt("judge"), responses)
     assert [reward.score for reward in again] == [reward.score for reward in rewards]
+
+
+def test_a_whole_run_with_a_rule_a_reward_model_in_an_actor_and_a_judge(
+    judge: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REWARD_API_KEY", judge.key)
+    verifiers = {
+        "math": ("integer", "4"),
+        "chat": ("reward_model", "-"),
+        "essays": ("judge", '{"rubric": "Is brief."}'),
+    }
+    rows = [
+        {"prompt": f"{domain} {number}?", "answer": answer, "verifier": verifier, "domain": domain}
+        for domain, (verifier, answer) in verifiers.items()
+        for number in range(8)
+    ]
+    data, template = tmp_path / "rows.jsonl", tmp_path / "short.j2"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template.write_text("{{ rubric }} {{ response }}")
+    run = train(
+        *SMALL, f"hydra.run.dir={tmp_path / 'run'}", "data=jsonl", f"data.path={data}", "sft.enabled=never",
+        "evaluation.prompts=3", f"reward.model.path={make_tiny_reward_model(tmp_path / 'scorer')}",
+        "reward.model.dtype=float32", f"reward.judge.url={judge.url}/v1", "reward.judge.model=tiny",
+        f"reward.judge.template={template}", "reward.judge.temperature=1", "reward.judge.max_tokens=1900",
+        "reward.judge.samples=2", "algo.group_size=2", "algo.token_budget=500", "train.steps=2",
+    )  # fmt: skip
+    assert run.status == 0, run.output
+    assert run.left_over == []
+    steps = read_steps(tmp_path / "run")
+    for step in steps:
+        assert step["c3po/trained_tokens"] == 500
+        assert_balanced(step)
+    # The policy's weights are random: only those whose own weights are as random find anything in what it says.
+    found = {domain: [step.get(f"reward/{domain}/mean") for step in steps] for domain in verifiers}
+    assert any(found["chat"])
+    assert any(found["essays"])
+    assert found["math"] == [0, 0]
+    assert not any(step.get(f"reward/{domain}/failures") for domain in ("math", "chat") for step in steps)
+    assert judge.key not in "".join(file.read_text() for file in (tmp_path / "run").glob("*.*l"))
