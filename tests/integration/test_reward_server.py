@@ -145,7 +145,7 @@ def test_a_whole_run_with_a_rule_a_reward_model_in_an_actor_and_a_judge(
         "evaluation.prompts=3", f"reward.model.path={make_tiny_reward_model(tmp_path / 'scorer')}",
         "reward.model.dtype=float32", f"reward.judge.url={judge.url}/v1", "reward.judge.model=tiny",
         f"reward.judge.template={template}", "reward.judge.temperature=1", "reward.judge.max_tokens=1900",
-        "reward.judge.samples=2", "algo.group_size=2", "algo.token_budget=500", "train.steps=2",
+        "reward.judge.samples=3", "algo.group_size=2", "algo.token_budget=500", "train.steps=2",
     )  # fmt: skip
     assert run.status == 0, run.output
     assert run.left_over == []
@@ -157,6 +157,6 @@ def test_a_whole_run_with_a_rule_a_reward_model_in_an_actor_and_a_judge(
     found = {domain: [step.get(f"reward/{domain}/mean") for step in steps] for domain in verifiers}
     assert any(found["chat"])
     assert any(found["essays"])
-    assert found["math"] == [0, 0]
+    assert not any(found["math"])
     assert not any(step.get(f"reward/{domain}/failures") for domain in ("math", "chat") for step in steps)
     assert judge.key not in "".join(file.read_text() for file in (tmp_path / "run").glob("*.*l"))
