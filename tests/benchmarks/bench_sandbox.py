@@ -57,7 +57,9 @@ async def prepare(sandbox: Sandbox, config: SandboxConfig, language: str, direct
         (directory / name).chmod(0o700)
 
     async def isolated() -> bytes:
-        return (await sandbox.run(task)).stdout
+        done = await sandbox.run(task)
+        assert done.ending is Ending.DONE, (done.reason, done.stderr)
+        return done.stdout
 
     def start() -> bytes:
         words = task.command or INTERPRETER
@@ -81,7 +83,8 @@ async def timed(one: One, programs: int, workers: int) -> Turn:
     async def work() -> None:
         for _ in left:
             started = time.perf_counter()
-            assert await one() == ANSWER
+            answer = await one()
+            assert answer == ANSWER, answer
             seconds.append(time.perf_counter() - started)
 
     cpu, started = cpu_seconds(), time.perf_counter()
